@@ -1,0 +1,96 @@
+"""What every verb shares: its options, and how it says what was written."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cytosae._errors import UsageError
+from cytosae._progress import enable_progress
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def verb(name: str, *, compute: bool = True, out: str | None = None) -> Callable[[F], click.Command]:
+    """Make a click command of a function, with the options that every verb has.
+
+    Parameters
+    ----------
+    name
+        The verb.
+    compute
+        Whether it has ``--device``, ``--threads`` and ``--seed`` (set up before the function runs; the function
+        receives ``device`` and ``seed``).
+    out
+        Help of ``--out``; no such option where None.
+    """
+
+    def wrap(function: F) -> click.Command:
+        @functools.wraps(function)
+        def call(**options: Any) -> None:
+            options.pop("debug")
+            enable_progress(not options.pop("quiet"))
+            signal.signal(signal.SIGTERM, _terminated)
+            if compute:
+                options["device"] = set_up(options["device"], options.pop("threads"))
+            function(**options)
+
+        command: Any = call
+        command = click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")(command)
+        command = click.option("--quiet", is_flag=True, help="No progress, only the last line.")(command)
+        if compute:
+            command = click.option(
+                "--threads",
+                type=click.IntRange(1, 4096),
+                default=None,
+                help="Processor threads (default: all).",
+            )(command)
+            command = click.option(
+                "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+            )(command)
+            command = click.option(
+                "--seed",
+                type=click.IntRange(0, 2**31 - 1),
+                default=0,
+                show_default=True,
+                help="Seed of everything random.",
+            )(command)
+        if out is not None:
+            command = click.option("--out", type=click.Path(path_type=Path), required=True, help=out)(command)
+        return click.command(name)(command)
+
+    return wrap
+
+
+def set_up(device: str, threads: int | None) -> str:
+    """Check the device, set the number of threads, and give the device's name."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        raise UsageError(f"The device {device!r} is not available here; use --device cpu.") from error
+    return device
+
+
+def done(text: str) -> None:
+    """The last line of a verb: what was written."""
+    print(text, file=sys.stdout, flush=True)
+
+
+def _terminated(signum: int, frame: Any) -> None:
+    print(
+        "cytosae: Terminated. What was finished is kept; the same command goes on from there.",
+        file=sys.stderr,
+    )
+    sys.exit(143)
