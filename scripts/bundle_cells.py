@@ -78,9 +78,7 @@ def choose_acevedo(pack: Path) -> list[tuple[dict[str, str], str]]:
     for label in sorted(pools):
         pool = pools[label]
         rng.shuffle(pool)
-        if (
-            label == "ig"
-        ):  # every fine type in both parts, promyelocytes counted out for the simulated patients
+        if label == "ig":  # every fine type in both parts, promyelocytes counted out for the simulated patients
             promyelocytes = [r for r in pool if r["fine_label"] == "promyelocyte"]
             others = [r for r in pool if r["fine_label"] in ("myelocyte", "metamyelocyte")]
             n_other = TEST_COUNTS["ig"] - TEST_PROMYELOCYTES
@@ -111,9 +109,7 @@ def main(pack: Path, target: Path) -> None:
     """Write the bundle and print what is in it."""
     rows: list[dict[str, Any]] = []
     for row, split in choose_acevedo(pack):
-        rows.append(
-            {"dataset": "acevedo_pbc", "split": split, "licence": "CC BY 4.0 (attributes: MIT)", **row}
-        )
+        rows.append({"dataset": "acevedo_pbc", "split": split, "licence": "CC BY 4.0 (attributes: MIT)", **row})
     for row in choose_marrow(pack):
         rows.append({
             "dataset": "bmc_marrow", "split": "test", "licence": "CC BY 4.0", **row,
@@ -145,9 +141,7 @@ def main(pack: Path, target: Path) -> None:
         ):
             columns[key].append(row.get(key) or None)
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table(
-        {k: pa.array(v, type=image_type) if k == "image" else pa.array(v) for k, v in columns.items()}
-    )
+    table = pa.table({k: pa.array(v, type=image_type) if k == "image" else pa.array(v) for k, v in columns.items()})
     target.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, target, compression="zstd", row_group_size=256)
     size = target.stat().st_size

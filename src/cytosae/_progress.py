@@ -48,9 +48,7 @@ class Meter:
             if now - self._shown >= 10 and self.done < self.total:
                 self._shown = now
                 rate = self.done / max(now - self._started, 1e-9)
-                say(
-                    f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f} a second{_tail(note)}"
-                )
+                say(f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f} a second{_tail(note)}")
 
     def close(self) -> None:
         """Finish the bar, or print the closing line."""

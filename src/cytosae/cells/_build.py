@@ -16,9 +16,7 @@ from cytosae.cells.layouts import Entry, Source, open_source
 from cytosae.storage import hash_bytes
 
 
-def build_cells(
-    source: Path | str, out: Path | str, *, layout: str = "auto", on_error: str = "quarantine"
-) -> Cells:
+def build_cells(source: Path | str, out: Path | str, *, layout: str = "auto", on_error: str = "quarantine") -> Cells:
     """Open every image of a source and write the table of its cells.
 
     Parameters
@@ -44,9 +42,7 @@ def build_cells(
     for cell_id, entry in enumerate(track(found.entries, len(found.entries), "cells", "images")):
         row = _inspect(entry, reader)
         if on_error == "fail" and row["status"] != "ok":
-            raise CytosaeError(
-                f"{entry.image}: {row['reason']}; mend or remove it, or use --on-error quarantine."
-            )
+            raise CytosaeError(f"{entry.image}: {row['reason']}; mend or remove it, or use --on-error quarantine.")
         rows.append({"cell_id": cell_id, **row})
     if all(row["status"] != "ok" for row in rows):
         raise CytosaeError(

@@ -33,9 +33,7 @@ class ImageParquet:
         except (OSError, pa.ArrowException) as error:
             raise CytosaeError(f"{path} cannot be read as parquet; check the file.") from error
         self.path = path
-        column = (
-            self._file.schema_arrow.field("image").type if "image" in self._file.schema_arrow.names else None
-        )
+        column = self._file.schema_arrow.field("image").type if "image" in self._file.schema_arrow.names else None
         if column is None or not (
             pa.types.is_struct(column) or pa.types.is_binary(column) or pa.types.is_large_binary(column)
         ):
@@ -107,9 +105,7 @@ class ImageReader:
                     f"{path} cannot be read any more ({error.strerror}); run 'cytosae cells' again."
                 ) from error
         if sha256 and hash_bytes(data) != sha256:
-            raise CytosaeError(
-                f"{image} has changed since the cells table was made; run 'cytosae cells' again."
-            )
+            raise CytosaeError(f"{image} has changed since the cells table was made; run 'cytosae cells' again.")
         return data
 
 

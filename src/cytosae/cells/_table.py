@@ -90,9 +90,7 @@ def read_cells(path: Path | str) -> Cells:
     return Cells(frame, str(record["config"].get("root", path.parent)), artifact_hash(path))
 
 
-def write_cells(
-    path: Path, frame: pd.DataFrame, *, root: str, inputs: dict[str, str], config: dict[str, Any]
-) -> None:
+def write_cells(path: Path, frame: pd.DataFrame, *, root: str, inputs: dict[str, str], config: dict[str, Any]) -> None:
     """Write a `cells.parquet` from a frame with at least the columns of `SCHEMA`."""
     extra = [name for name in frame.columns if name not in SCHEMA.names]
     columns = [pa.array(frame[f.name], type=f.type, from_pandas=True) for f in SCHEMA]

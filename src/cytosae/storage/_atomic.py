@@ -60,9 +60,7 @@ def commit_folder(
         extra: dict[str, Any] = {}
         try:
             yield folder, extra
-            manifest = build_manifest(
-                folder, kind=kind, version=version, inputs=inputs, config=config, extra=extra
-            )
+            manifest = build_manifest(folder, kind=kind, version=version, inputs=inputs, config=config, extra=extra)
             for name in manifest["files"]:
                 flush(folder / name)
             write_json(folder / "manifest.json", manifest)

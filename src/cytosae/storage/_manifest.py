@@ -38,9 +38,7 @@ def created_by() -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file with sorted keys, so that the same content gives the same bytes."""
-    path.write_text(
-        json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
-    )
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
 def build_manifest(

@@ -68,9 +68,7 @@ def read_table(path: Path | str, kind: str, version: int) -> tuple[pa.Table, dic
         raise CytosaeError(f"{path} does not exist; give a file of kind {kind}.")
     record = read_parquet_record(path)
     if record.get("kind") != kind:
-        raise CytosaeError(
-            f"{path} is {record.get('kind') or 'a foreign parquet file'}, but {kind} is wanted here."
-        )
+        raise CytosaeError(f"{path} is {record.get('kind') or 'a foreign parquet file'}, but {kind} is wanted here.")
     if record["version"] > version:
         raise CytosaeError(
             f"{path} has version {record['version']} of {kind}, this program reads up to {version}; update cytosae."

@@ -83,9 +83,7 @@ def _read(source: Path) -> pd.DataFrame:
     except UnicodeDecodeError:
         raise CytosaeError(f"{source} is not UTF-8 text; save it as CSV in UTF-8.") from None
     except (pd.errors.ParserError, OSError, ValueError) as error:
-        raise CytosaeError(
-            f"{source} cannot be read as a table ({(str(error).splitlines() or ['?'])[0]})."
-        ) from None
+        raise CytosaeError(f"{source} cannot be read as a table ({(str(error).splitlines() or ['?'])[0]}).") from None
 
 
 def _text(value: Any) -> str | None:
