@@ -60,6 +60,7 @@ def commit_folder(
         extra: dict[str, Any] = {}
         try:
             yield folder, extra
+            _drop_working_state(folder)
             manifest = build_manifest(folder, kind=kind, version=version, inputs=inputs, config=config, extra=extra)
             for name in manifest["files"]:
                 flush(folder / name)
@@ -71,6 +72,20 @@ def commit_folder(
             if not resume:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def _drop_working_state(folder: Path) -> None:
+    """Remove hidden files (checkpoints and the like), and give the others the permissions the user's umask asks for."""
+    for path in sorted(folder.rglob(".*"), reverse=True):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def working_folder(target: Path, *, kind: str, inputs: dict[str, str], config: dict[str, Any]) -> Path:

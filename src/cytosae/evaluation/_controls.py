@@ -1,0 +1,186 @@
+"""Label entropy of concepts against two controls: random directions that fire as often, and shuffled labels.
+
+A low label entropy alone says little: a concept that fires rarely, or a data set with few classes, has it for free. So
+every latent is compared with a random direction thresholded to the latent's own firing frequency, and with itself under
+shuffled labels, on the same cells. Intervals come from drawing cells (the unit) and latents again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from cytosae._errors import CytosaeError
+from cytosae.concepts._statistics import N_JUDGED
+from cytosae.sae import SparseAutoencoder
+from cytosae.tokens import TokenStore
+
+Floats = npt.NDArray[np.float32]
+#: Latents that fire in fewer cells have too few exemplars to be judged.
+MIN_CELLS = N_JUDGED
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class ControlledEntropy:
+    """Mean label entropy (nats) of the concepts and its controls, and the differences with 95% intervals.
+
+    `n_latents` were judged (active in at least `MIN_CELLS` of `n_cells`), from `n_judged` exemplars each.
+    """
+
+    n_cells: int
+    n_latents: int
+    n_judged: int
+    concepts: float
+    random: float
+    shuffled: float
+    minus_random: tuple[float, float, float]
+    minus_shuffled: tuple[float, float, float]
+    share_below_random: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether both differences lie below 0 with their whole interval."""
+        return self.minus_random[2] < 0 and self.minus_shuffled[2] < 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()} | {"holds": self.holds}
+
+
+def random_directions(
+    sae: SparseAutoencoder, store: TokenStore, rows: npt.NDArray[np.int64], seed: int
+) -> tuple[Floats, Floats]:
+    """Largest code of each cell, for the dictionary and for random directions that fire on as many tokens.
+
+    Parameters
+    ----------
+    rows
+        Rows of the store (the cells).
+    seed
+        Of the random unit directions, one a latent.
+
+    Returns
+    -------
+    two float32 [n_cells, n_latents]: the dictionary's values and the control's, 0 where nothing fires. A direction fires
+    on the tokens (centred on the dictionary's decoder bias) whose projection is above its threshold; its value is the
+    projection less the threshold.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    W = torch.nn.functional.normalize(torch.randn(sae.d_in, sae.n_latents, generator=generator), dim=0)
+    values = np.zeros((len(rows), sae.n_latents), np.float32)
+    fired = torch.zeros(sae.n_latents, dtype=torch.int64)
+    for start, chunk in zip(range(0, len(rows), _CHUNK), store.chunks(rows, _CHUNK, kind="patch"), strict=True):
+        codes = sae.encode(chunk)
+        fired += (codes > 0).sum((0, 1))
+        values[start : start + _CHUNK] = codes.amax(1).numpy()
+    threshold = _thresholds(W, sae.b_dec, store, rows, fired)
+    control = np.zeros_like(values)
+    for start, chunk in zip(range(0, len(rows), _CHUNK), store.chunks(rows, _CHUNK, kind="patch"), strict=True):
+        top = ((chunk - sae.b_dec) @ W).amax(1)
+        control[start : start + _CHUNK] = (top - threshold).clamp_(min=0).numpy()
+    return values, control
+
+
+def _thresholds(
+    W: torch.Tensor, centre: torch.Tensor, store: TokenStore, rows: npt.NDArray[np.int64], fired: torch.Tensor
+) -> torch.Tensor:
+    """For each direction the value above which exactly `fired` of the tokens lie."""
+    out = torch.full((W.shape[1],), float("inf"))
+    tokens = (store.read(rows, kind="patch").flatten(0, 1).float() - centre).contiguous()
+    step = max(1, 2**25 // len(tokens))
+    for a in range(0, W.shape[1], step):
+        projected = (tokens @ W[:, a : a + step]).T.contiguous()
+        for j, n in enumerate(fired[a : a + step].tolist()):
+            if n > 0:
+                top = torch.topk(projected[j], min(n + 1, projected.shape[1])).values
+                out[a + j] = (top[-1] + top[-2]) / 2 if n < projected.shape[1] else top[-1] - 1
+    return out
+
+
+def controlled_entropy(
+    values: Floats,
+    control: Floats,
+    labels: pd.Series[Any] | npt.NDArray[Any],
+    *,
+    seed: int = 0,
+    n_draws: int = 200,
+) -> ControlledEntropy:
+    """Compare label entropies of concepts with those of the control and of shuffled labels, latent by latent.
+
+    Parameters
+    ----------
+    values, control
+        [n_cells, n_latents] from `random_directions`.
+    labels
+        Label of each cell; all known.
+    n_draws
+        Bootstrap draws. Each draws the cells with replacement (a cell drawn twice is one exemplar), the latents with
+        replacement, and shuffles the labels anew.
+
+    Raises
+    ------
+    CytosaeError
+        Fewer than two labels, or no latent active in enough cells.
+    """
+    names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+    if len(names) < 2:
+        raise CytosaeError("Label entropy needs cells of at least two labels.")
+    keep = np.flatnonzero(((values > 0).sum(0) >= MIN_CELLS) & ((control > 0).sum(0) >= MIN_CELLS))
+    if not len(keep):
+        raise CytosaeError(f"No concept is active in {MIN_CELLS} of these cells; index more cells.")
+    rng = np.random.Generator(np.random.Philox(key=[seed, 7]))
+    ours, theirs = _ranked(values[:, keep]), _ranked(control[:, keep])
+    all_cells = np.ones(len(codes), bool)
+    n = len(names)
+    base = [
+        _entropies(*ours, codes, n, all_cells),
+        _entropies(*theirs, codes, n, all_cells),
+        np.mean([_entropies(*ours, rng.permutation(codes), n, all_cells) for _ in range(20)], axis=0),
+    ]
+    draws = np.empty((n_draws, 2))
+    for i in range(n_draws):
+        drawn = np.zeros(len(codes), bool)
+        drawn[rng.integers(len(codes), size=len(codes))] = True
+        latents = rng.integers(len(keep), size=len(keep))
+        e = _entropies(*ours, codes, n, drawn)[latents]
+        draws[i, 0] = (e - _entropies(*theirs, codes, n, drawn)[latents]).mean()
+        draws[i, 1] = (e - _entropies(*ours, rng.permutation(codes), n, drawn)[latents]).mean()
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    differences = [float((base[0] - other).mean()) for other in base[1:]]
+    return ControlledEntropy(
+        n_cells=len(codes),
+        n_latents=len(keep),
+        n_judged=N_JUDGED,
+        concepts=float(base[0].mean()),
+        random=float(base[1].mean()),
+        shuffled=float(base[2].mean()),
+        minus_random=(differences[0], float(low[0]), float(high[0])),
+        minus_shuffled=(differences[1], float(low[1]), float(high[1])),
+        share_below_random=float((base[0] < base[1]).mean()),
+    )
+
+
+def _ranked(values: Floats, depth: int = 60) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Cells by falling value, [depth, n_latents], and the values; deep enough to find ten among the cells of a draw."""
+    order = np.argsort(-values, axis=0, kind="stable")[:depth]
+    return order, np.take_along_axis(values, order, 0)
+
+
+def _entropies(
+    order: npt.NDArray[np.int64], values: Floats, codes: npt.NDArray[Any], n_labels: int, drawn: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Label entropy of each latent's first `N_JUDGED` exemplars among the drawn cells, weighted by value."""
+    here = drawn[order] & (values > 0)
+    weight = np.where(here & (np.cumsum(here, axis=0) <= N_JUDGED), values, 0).astype(np.float64)
+    total = np.zeros((n_labels, order.shape[1]))
+    for label in range(n_labels):
+        total[label] = (weight * (codes[order] == label)).sum(0)
+    p = total / np.maximum(total.sum(0), 1e-300)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return -np.where(p > 0, p * np.log(p), 0).sum(0)
