@@ -83,6 +83,21 @@ def set_up(device: str, threads: int | None) -> str:
     return device
 
 
+def where_option(function: Any) -> Any:
+    """``--where``: which cells."""
+    text = "Only cells that fulfil this; repeatable, all must hold. column!=value excludes, commas separate values."
+    return click.option("--where", multiple=True, metavar="COLUMN=VALUE", help=text)(function)
+
+
+def precision(wanted: str, device: str) -> str:
+    """The precision of the forward pass; ``auto`` asks the processor."""
+    if wanted != "auto":
+        return wanted
+    from cytosae.training import has_bfloat16
+
+    return "bfloat16" if has_bfloat16(device) else "float32"
+
+
 def done(text: str) -> None:
     """The last line of a verb: what was written."""
     print(text, file=sys.stdout, flush=True)

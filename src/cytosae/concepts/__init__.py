@@ -4,7 +4,7 @@ from cytosae.concepts._cells_by_concepts import CellsByConcepts, read_cells_by_c
 from cytosae.concepts._explain import Explanation, explain, rank_concepts
 from cytosae.concepts._index import KIND, VERSION, ConceptIndex
 from cytosae.concepts._maps import concept_map, concept_maps, patch_box
-from cytosae.concepts._pass import index_concepts
+from cytosae.concepts._pass import backbone_of, index_concepts
 from cytosae.concepts._statistics import ConceptStatistics, label_entropy
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ConceptIndex",
     "ConceptStatistics",
     "Explanation",
+    "backbone_of",
     "concept_map",
     "concept_maps",
     "explain",

@@ -7,7 +7,10 @@ shuffled labels, on the same cells. Intervals come from drawing cells (the unit)
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,11 @@ import pandas as pd
 import torch
 
 from cytosae._errors import CytosaeError
+from cytosae._progress import say
+from cytosae.cells import Cells, select
 from cytosae.concepts._statistics import N_JUDGED
 from cytosae.sae import SparseAutoencoder
+from cytosae.storage import commit_file, created_by, write_json
 from cytosae.tokens import TokenStore
 
 Floats = npt.NDArray[np.float32]
@@ -120,8 +126,8 @@ def controlled_entropy(
     labels
         Label of each cell; all known.
     n_draws
-        Bootstrap draws. Each draws the cells with replacement (a cell drawn twice is one exemplar), the latents with
-        replacement, and shuffles the labels anew.
+        Bootstrap draws. Each draws the cells with replacement (a cell drawn twice counts as two exemplars), the latents
+        with replacement, and shuffles the labels anew.
 
     Raises
     ------
@@ -136,7 +142,7 @@ def controlled_entropy(
         raise CytosaeError(f"No concept is active in {MIN_CELLS} of these cells; index more cells.")
     rng = np.random.Generator(np.random.Philox(key=[seed, 7]))
     ours, theirs = _ranked(values[:, keep]), _ranked(control[:, keep])
-    all_cells = np.ones(len(codes), bool)
+    all_cells = np.ones(len(codes), np.int64)
     n = len(names)
     base = [
         _entropies(*ours, codes, n, all_cells),
@@ -145,8 +151,7 @@ def controlled_entropy(
     ]
     draws = np.empty((n_draws, 2))
     for i in range(n_draws):
-        drawn = np.zeros(len(codes), bool)
-        drawn[rng.integers(len(codes), size=len(codes))] = True
+        drawn = np.bincount(rng.integers(len(codes), size=len(codes)), minlength=len(codes))
         latents = rng.integers(len(keep), size=len(keep))
         e = _entropies(*ours, codes, n, drawn)[latents]
         draws[i, 0] = (e - _entropies(*theirs, codes, n, drawn)[latents]).mean()
@@ -173,14 +178,52 @@ def _ranked(values: Floats, depth: int = 60) -> tuple[npt.NDArray[np.int64], Flo
 
 
 def _entropies(
-    order: npt.NDArray[np.int64], values: Floats, codes: npt.NDArray[Any], n_labels: int, drawn: npt.NDArray[np.bool_]
+    order: npt.NDArray[np.int64], values: Floats, codes: npt.NDArray[Any], n_labels: int, times: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """Label entropy of each latent's first `N_JUDGED` exemplars among the drawn cells, weighted by value."""
-    here = drawn[order] & (values > 0)
-    weight = np.where(here & (np.cumsum(here, axis=0) <= N_JUDGED), values, 0).astype(np.float64)
+    """Label entropy of each latent's first `N_JUDGED` exemplars, each cell counted `times`, weighted by value."""
+    count = np.where(values > 0, times[order], 0)
+    before = np.cumsum(count, axis=0) - count
+    weight = np.clip(N_JUDGED - before, 0, count) * values.astype(np.float64)
     total = np.zeros((n_labels, order.shape[1]))
     for label in range(n_labels):
         total[label] = (weight * (codes[order] == label)).sum(0)
     p = total / np.maximum(total.sum(0), 1e-300)
     with np.errstate(divide="ignore", invalid="ignore"):
         return -np.where(p > 0, p * np.log(p), 0).sum(0)
+
+
+def measure_controls(
+    cells: Cells,
+    store: TokenStore,
+    sae: SparseAutoencoder,
+    out: Path | str,
+    *,
+    where: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure the control of the label entropy on some cells and write it as JSON; an equal record is kept.
+
+    Raises
+    ------
+    CytosaeError
+        The chosen cells carry fewer than two labels.
+    """
+    out = Path(out)
+    inputs = {"cells": cells.hash, "tokens": store.hash, "sae": sae.hash}
+    head = {"kind": "controls", "version": 1, "created_by": created_by(), "inputs": inputs,
+            "config": {"where": list(where), "seed": seed}}  # fmt: skip
+    if out.is_file():
+        try:
+            found = json.loads(out.read_text("utf-8"))
+            if all(found.get(k) == v for k, v in head.items()):
+                return dict(found)
+        except (ValueError, AttributeError):
+            pass  # not whole: measured again below
+    frame = select(cells, where)
+    frame = frame[frame["label"].notna()]
+    say("controls: random directions and shuffled labels")
+    values, control = random_directions(sae, store, store.rows_of(frame["cell_id"].to_numpy()), seed)
+    record = {**head, **controlled_entropy(values, control, frame["label"].to_numpy(str), seed=seed).as_dict()}
+    with commit_file(out) as temporary:
+        write_json(temporary, record)
+    return record

@@ -22,8 +22,8 @@ def calibrate_threshold(sae: SparseAutoencoder, tokens: torch.Tensor, k: int) ->
     for start in range(0, len(tokens), _CHUNK):
         codes = sae.encode(tokens[start : start + _CHUNK].to(device))
         kept = torch.cat([kept, codes[codes > bound].cpu()])
-        if len(kept) > 2 * wanted:  # all that could still be among the largest
-            kept = torch.topk(kept, wanted, sorted=False).values
+        if len(kept) > 2 * wanted + 1:  # one more than wanted: the threshold lies between the last two
+            kept = torch.topk(kept, wanted + 1, sorted=False).values
             bound = float(kept.min())
     if len(kept) <= wanted:
         return 0.0

@@ -20,6 +20,7 @@ from cytosae.storage import commit_folder, same_work
 from cytosae.tokens import TokenOrder, TokenStore
 from cytosae.training._calibrate import calibrate_threshold
 from cytosae.training._checkpoint import load_checkpoint, save_checkpoint
+from cytosae.training._patches import training_patches
 from cytosae.training._recipes import Recipe
 
 #: Tokens from which mean and scale are measured.
@@ -57,7 +58,8 @@ def fit(
         No cells, too few tokens, or the loss is no longer a number.
     """
     out = Path(out)
-    train_rows = store.rows_of(select(cells, where)["cell_id"].to_numpy())
+    train_cells = select(cells, where)
+    train_rows = store.rows_of(train_cells["cell_id"].to_numpy())
     test_rows = store.rows_of(select(cells, heldout)["cell_id"].to_numpy()) if heldout else np.empty(0, np.int64)
     if len(np.intersect1d(train_rows, test_rows)):
         raise CytosaeError("Some cells are both trained on and held out; make the two selections disjoint.")
@@ -72,7 +74,8 @@ def fit(
         return load_sae(out, device=device)
 
     with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config, resume=True) as (folder, extra):
-        x_train = store.read(train_rows, kind="patch").flatten(0, 1)
+        kept = training_patches(train_cells, cells.root, store.grid, recipe.background, seed)
+        x_train = store.read(train_rows, kind="patch").flatten(0, 1)[torch.from_numpy(kept)]
         sae, log = _train(x_train, recipe, seed, folder, device, dtype)
         metrics: dict[str, Any] = {}
         if len(test_rows):
@@ -86,7 +89,7 @@ def fit(
             "recipe": recipe.name, "hyperparameters": recipe.as_dict(), "seed": seed, "semantics": "default",
             "token_kinds": ["patch"], "backbone": store.manifest["backbone"], "layer": store.manifest["layer"],
             "preprocessing": store.manifest["preprocessing"], "precision": store.manifest["precision"],
-            "tokens": store.hash, "n_cells_train": len(train_rows), "n_cells_heldout": len(test_rows),
+            "tokens": store.hash, "n_cells_train": len(train_rows), "n_tokens_train": len(x_train), "n_cells_heldout": len(test_rows),
             "metrics": metrics, "training": log,
         }  # fmt: skip
         save_sae(folder, sae, info)
@@ -109,7 +112,12 @@ def _train(
     mean_d = mean.to(device)
 
     generator = torch.Generator().manual_seed(seed)
-    D = torch.nn.functional.normalize(torch.randn(recipe.expansion * d, d, generator=generator), dim=1).to(device)
+    D = torch.randn(recipe.expansion * d, d, generator=generator)
+    D = torch.nn.functional.normalize(D, dim=1)
+    if recipe.blend:
+        points = sample[torch.randint(len(sample), (len(D),), generator=generator)] - mean
+        D = (1 - recipe.blend) * D + recipe.blend * torch.nn.functional.normalize(points, dim=1)
+    D = torch.nn.functional.normalize(D, dim=1).to(device)
     p = Parameters(D.clone(), D, torch.zeros(len(D), device=device), torch.zeros(d, device=device))
     weights = [p.E, p.D, p.b_enc, p.b_dec]
     adam = torch.optim.Adam(weights, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=1e-8, fused=True)

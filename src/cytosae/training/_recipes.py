@@ -26,6 +26,8 @@ class Recipe:
         BatchTopK: active latents a token, on average.
     l1
         ReLU: weight of the sum of codes beside the FVU (inputs scaled to a mean norm of sqrt(d_in)).
+    background
+        Share of the patches off the cell (by a simple foreground estimate) that train; 1: all.
     presentations
         Tokens shown in all, passes over the data included.
     batch
@@ -42,6 +44,8 @@ class Recipe:
         AuxK: dead latents that reconstruct the residual of a token, and the weight of that loss.
     dead_after
         Tokens without a code after which a latent counts as dead.
+    blend
+        Decoder rows at the start: random directions (0), centred training tokens (1), or a blend, scaled to unit length.
     products
         ``float32``, ``bfloat16``, or ``auto`` (bfloat16 where the processor multiplies in it).
     """
@@ -51,6 +55,7 @@ class Recipe:
     expansion: int = 16
     k: int = 32
     l1: float = 0.0
+    background: float = 1.0
     presentations: int = 10_000_000
     batch: int = 4096
     lr: float = 8e-4
@@ -61,15 +66,18 @@ class Recipe:
     aux_k: int = 64
     aux_weight: float = 1 / 32
     dead_after: int = 500_000
+    blend: float = 0.0
     products: str = "auto"
 
     def __post_init__(self) -> None:
         checks = {
             "model": self.model in ("batchtopk", "relu-l1"),
+            "blend": 0 <= self.blend <= 1,
             "products": self.products in ("auto", "float32", "bfloat16"),
             "expansion": self.expansion >= 1,
             "k": self.k >= 1,
             "l1": 0 <= self.l1 < float("inf"),
+            "background": 0 <= self.background <= 1,
             "presentations": self.presentations >= 1,
             "batch": self.batch >= 1,
             "lr": 0 < self.lr < 1,
@@ -96,14 +104,15 @@ RECIPES: dict[str, Recipe] = {
         Recipe(),
         Recipe(
             name="small",
-            expansion=6,
-            k=24,
-            presentations=1_300_000,
-            batch=4096,
-            warmup=40,
-            dead_after=150_000,
-            lr=1.2e-3,
-        ),
+            expansion=2,
+            k=8,
+            background=0.05,
+            presentations=1_500_000,
+            batch=512,
+            lr=1e-3,
+            warmup=100,
+            dead_after=100_000,
+        ),  # fmt: skip
         Recipe(name="relu-l1", model="relu-l1", k=1, l1=0.01, aux_k=0, aux_weight=0.0),
     ]
 }

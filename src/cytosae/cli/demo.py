@@ -1,0 +1,45 @@
+"""``cytosae demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cytosae.cli._common import done, precision, verb
+
+#: Seen by the dictionary; and the two sets of cells it never sees.
+TRAIN, HELDOUT = ("split=train",), ("split=test", "dataset=acevedo_pbc")
+
+
+@verb("demo", out="The run folder to write.")
+@click.option(
+    "--cells",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Another image parquet in place of the bundled one, with the same columns.",
+)
+@click.option("--recipe", default="small", show_default=True, help="Recipe of the dictionary.")
+def command(source: Path | None, recipe: str, out: Path, device: str, seed: int) -> None:
+    """Run every stage on the bundled real cells, from pixels to report.html.
+
+    Nothing is precomputed. Interrupted, it goes on from the last whole artifact when called again.
+    """
+    from cytosae._progress import say
+    from cytosae.backbones import load_backbone
+    from cytosae.cells import build_cells, bundled_path
+    from cytosae.concepts import index_concepts
+    from cytosae.reports import write_report
+    from cytosae.tokens import extract_tokens
+    from cytosae.training import fit, override
+
+    chosen = override(recipe)
+    say("CytoSAE demo, 5 stages. Research use only.")
+    cells = build_cells(source or bundled_path(), out / "cells.parquet")
+    backbone = load_backbone("dinov2-s", precision=precision("auto", device), device=device)
+    store = extract_tokens(cells, backbone, out / "tokens")
+    sae = fit(store, cells, chosen, out / "sae", seed=seed, where=TRAIN, heldout=HELDOUT, device=device)
+    for name, where in (("index", HELDOUT), ("index-train", TRAIN)):
+        index_concepts(cells, sae, out / name, store=store, where=where, cells_matrix=True, device=device)
+    page = write_report(out, seed=seed)
+    done(f"Wrote {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB): open it in a browser.")

@@ -1,0 +1,48 @@
+"""``cytosae tokens``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cytosae.cli._common import done, precision, verb, where_option
+
+
+@verb("tokens", out="The token store (a folder) to write.")
+@click.argument("cells", type=click.Path(path_type=Path))
+@click.option("--backbone", default="dinov2-s", show_default=True, help="A name that 'cytosae backbones' lists.")
+@click.option(
+    "--layer", type=int, default=-2, show_default=True, help="Block whose output is kept; -2 is the last but one."
+)
+@click.option("--precision", "wanted", type=click.Choice(["float32", "bfloat16", "auto"]), default="float32", show_default=True,
+              help="Of the forward pass; auto takes bfloat16 where the processor multiplies in it.")  # fmt: skip
+@click.option("--store", type=click.Choice(["float16", "bfloat16", "float32"]), default="float16", show_default=True,
+              help="Type in which tokens are kept.")  # fmt: skip
+@where_option
+def command(
+    cells: Path,
+    backbone: str,
+    layer: int,
+    wanted: str,
+    store: str,
+    where: tuple[str, ...],
+    out: Path,
+    device: str,
+    seed: int,
+) -> None:
+    """Run a frozen backbone over CELLS (a cells.parquet) and keep the tokens of one block.
+
+    Interrupted, it goes on from the last whole shard when called again.
+    """
+    from cytosae.backbones import load_backbone
+    from cytosae.cells import read_cells
+    from cytosae.tokens import extract_tokens
+
+    table = read_cells(cells)
+    network = load_backbone(backbone, precision=precision(wanted, device), device=device)
+    tokens = extract_tokens(table, network, out, layer=layer, store=store, where=where)
+    left = f"; {table.n_quarantined} quarantined cells have none" if table.n_quarantined else ""
+    done(
+        f"Wrote {out}: tokens of {tokens.n_rows:,} cells, {tokens.n_tokens} x {tokens.d_in} each, {tokens.dtype}{left}."
+    )

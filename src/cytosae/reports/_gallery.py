@@ -1,0 +1,151 @@
+"""The concepts worth looking at: exemplars with the map over them, statistics, and label shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cytosae.cells import cell_share_of_patches, estimate_cell
+from cytosae.concepts import CellsByConcepts, ConceptIndex
+from cytosae.evaluation import on_cell_share
+from cytosae.reports._pictures import Overlay, overlay
+from cytosae.reports._run import Run
+from cytosae.reports._select import choose_concepts
+
+N_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Share:
+    """One label's bar: in how many of its cells the concept is active."""
+
+    label: str
+    n_active: int
+    n: int
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1."""
+        return self.n_active / self.n if self.n else 0.0
+
+
+@dataclass(frozen=True)
+class Card:
+    """A concept as the page shows it."""
+
+    latent: int
+    chosen_for: str | None
+    headline: str
+    exemplars: list[Overlay]
+    frequency: float
+    mean_activation: float
+    max_activation: float
+    label_entropy: float
+    auroc: float
+    on_cell: float
+    n_judged: int
+    n_top: int
+    top_label: str
+    shares: list[Share]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """All cards, and where they were chosen."""
+
+    concepts: list[Card]
+    chosen_on_training: bool
+    n_labels: int
+
+    @property
+    def latents(self) -> list[int]:
+        """The concepts shown."""
+        return [card.latent for card in self.concepts]
+
+
+def make_gallery(run: Run) -> Gallery:
+    """Choose concepts on the training part (where its index is there) and draw them on the other cells."""
+    chosen = choose(run)
+    cards = [_card(run, run.index, row) for row in chosen.itertuples()]
+    return Gallery(cards, run.matrix("index-train") is not None, len(run.index.manifest["labels"]))
+
+
+def choose(run: Run) -> pd.DataFrame:
+    """The concepts to show; without cells x concepts the ones whose exemplars agree most in their label."""
+    test: CellsByConcepts | None = run.matrix("index")
+    if test is not None and run.index.manifest["labels"]:
+        train = run.matrix("index-train")
+        return choose_concepts(train if train is not None else test, test, run.index)
+    best = run.index.concepts.query("n_cells_active >= 10").sort_values(
+        ["top_label_share", "max_activation"], ascending=False, kind="stable"
+    )
+    return pd.DataFrame({"latent": best["latent"][:16], "label": None, "auroc_chosen": np.nan, "auroc": np.nan})
+
+
+def exemplar_pictures(run: Run, index: ConceptIndex, latent: int, n: int) -> tuple[list[Overlay], float]:
+    """The first `n` exemplars with the map over them, and the share of the concept that lies on the cell."""
+    rows = index.exemplars_of(latent).head(n)
+    maps, shares, pictures = [], [], []
+    top = float(rows["value"].max()) if len(rows) else 0.0
+    for row in rows.itertuples():
+        cell_id = int(row.cell_id)
+        pixels = run.pixels(cell_id)
+        values = run.maps(cell_id, [latent])[0]
+        cell = cell_share_of_patches(estimate_cell(pixels), run.store.grid)
+        maps.append(values)
+        shares.append(cell)
+        pictures.append(
+            overlay(pixels, values, top, describe(run, cell_id), f"cell {cell_id}, activation {row.value:.2f}")
+        )
+    if not pictures:
+        return [], float("nan")
+    return pictures, on_cell_share(np.stack(maps), np.stack(shares))
+
+
+def describe(run: Run, cell_id: int) -> str:
+    """The label of a cell, the finer one where it is known and says more."""
+    row = run.rows.loc[cell_id]
+    label = row["label"] if isinstance(row["label"], str) else "no label"
+    fine = row.get("fine_label")
+    if isinstance(fine, str) and len(fine) > 3 and fine != label and not fine.endswith("unspecified"):
+        return fine.replace("_", " ")
+    return label
+
+
+def _card(run: Run, index: ConceptIndex, row: Any) -> Card:
+    latent = int(row.latent)
+    known = index.concepts.loc[latent]
+    pictures, on_cell = exemplar_pictures(run, index, latent, N_SHOWN)
+    shares = index.labels[index.labels["latent"] == latent].set_index("label")["n_cells_active"]
+    counts = index.manifest["labels"]
+    bars = [Share(label, int(shares.get(label, 0)), int(n)) for label, n in counts.items()]
+    bars.sort(key=lambda b: (-b.share, b.label))
+    n_judged = int(min(10, known["n_cells_active"]))
+    share = known["top_label_share"]
+    n_top = round(float(share) * n_judged) if share == share else 0
+    top_label = known["top_label"] if isinstance(known["top_label"], str) else "–"
+    return Card(
+        latent=latent,
+        chosen_for=row.label if isinstance(row.label, str) else None,
+        headline=_headline(row, n_top, n_judged, top_label),
+        exemplars=pictures,
+        frequency=float(known["frequency"]),
+        mean_activation=float(known["mean_activation"]),
+        max_activation=float(known["max_activation"]),
+        label_entropy=float(known["label_entropy"]),
+        auroc=float(row.auroc),
+        on_cell=on_cell,
+        n_judged=n_judged,
+        n_top=n_top,
+        top_label=top_label,
+        shares=bars,
+    )
+
+
+def _headline(row: Any, n_top: int, n_judged: int, top_label: str) -> str:
+    if isinstance(row.label, str):
+        return f"{n_top} of the {n_judged} strongest cells: {top_label}"
+    return "Not tied to a cell type"

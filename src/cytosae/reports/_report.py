@@ -1,0 +1,108 @@
+"""`report.html`: one self-contained page of a run, for a reader who was not there."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from cytosae._errors import CytosaeError
+from cytosae._progress import say
+from cytosae.evaluation import measure_controls
+from cytosae.reports._facts import about_run, quality
+from cytosae.reports._gallery import Gallery, make_gallery
+from cytosae.reports._landscape import landscape
+from cytosae.reports._one_cell import explained_cells
+from cytosae.reports._run import Run
+from cytosae.storage import commit_file
+
+
+def write_report(run: Path | str, out: Path | str | None = None, *, seed: int = 0) -> Path:
+    """Write the report of a run folder.
+
+    Parameters
+    ----------
+    run
+        Folder with ``cells.parquet``, ``tokens/``, ``sae/`` and ``index/``; ``index-train/`` (the concepts shown are
+        chosen on it) is used where it is there, ``controls.json`` is measured where it is not.
+    out
+        The page; ``report.html`` in the run where None.
+
+    Raises
+    ------
+    CytosaeError
+        An artifact is missing or has changed, or they do not belong together.
+    """
+    folder = Run(Path(run))
+    _check(folder)
+    if len(folder.index.manifest["labels"]) >= 2:
+        where = folder.index.manifest["config"]["where"]
+        measure_controls(
+            folder.cells, folder.store, folder.sae, folder.folder / "controls.json", where=where, seed=seed
+        )
+    target = Path(out) if out is not None else folder.folder / "report.html"
+    say("report: drawing exemplars and maps")
+    gallery = make_gallery(folder)
+    n_labels = len(folder.index.manifest["labels"])
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            about=about_run(folder),
+            quality=quality(folder),
+            gallery=gallery,
+            landscape=landscape(folder.index.concepts, {c.latent for c in gallery.concepts}, n_labels),
+            cells=explained_cells(folder, gallery),
+            sections=_sections(gallery),
+        )
+    )
+    with commit_file(target) as temporary:
+        temporary.write_text(page, "utf-8")
+    return target
+
+
+def _check(run: Run) -> None:
+    """Refuse a folder whose parts were made from different things."""
+    made_from = run.index.manifest["inputs"]
+    if made_from.get("sae") != run.sae.hash:
+        raise CytosaeError(
+            f"{run.folder / 'index'} was made with another dictionary than {run.folder / 'sae'}; index again."
+        )
+    if made_from.get("cells") != run.cells.hash:
+        raise CytosaeError(f"{run.folder / 'index'} was made from another cells.parquet than the run's; index again.")
+
+
+def _sections(gallery: Gallery) -> list[tuple[str, str]]:
+    """Anchors and titles of the page's parts, for the line of links at the top."""
+    return [
+        ("run", "What was run"),
+        ("quality", "How good it is"),
+        ("landscape", "All concepts"),
+        ("gallery", "Concepts worth looking at"),
+        ("cell", "A cell, patch by patch"),
+        ("caveats", "What not to conclude"),
+        ("provenance", "Provenance"),
+    ]
+
+
+def _environment() -> jinja2.Environment:
+    loader = jinja2.FunctionLoader(_template)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = _percent
+    environment.globals["style"] = markupsafe.Markup(_template("report.css"))
+    return environment
+
+
+def _template(name: str) -> str:
+    return (files("cytosae.reports") / "templates" / name).read_text("utf-8")
+
+
+def _percent(value: Any) -> str:
+    """A share as per cent: one digit behind the point below ten."""
+    number = 100 * float(value)
+    return "–" if number != number else f"{number:.0f}%" if number >= 9.95 or number == 0 else f"{number:.1f}%"

@@ -1,0 +1,95 @@
+"""The artifacts of one study, found by name in its folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cytosae._errors import CytosaeError
+from cytosae.cells import Cells, ImageReader, decode_image, read_cells
+from cytosae.concepts import CellsByConcepts, ConceptIndex, concept_maps, read_cells_by_concepts
+from cytosae.sae import SparseAutoencoder, load_sae
+from cytosae.tokens import TokenStore
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: ``cells.parquet``, ``tokens/``, ``sae/``, ``index/``, and what else is there."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        for name in ("cells.parquet", "tokens", "sae", "index"):
+            if not (self.folder / name).exists():
+                raise CytosaeError(
+                    f"{self.folder} has no {name}; a run holds cells.parquet, tokens/, sae/ and index/ by these names."
+                )
+
+    @cached_property
+    def cells(self) -> Cells:
+        """The table of cells."""
+        return read_cells(self.folder / "cells.parquet")
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """The table of cells by `cell_id`."""
+        return self.cells.frame.set_index("cell_id")
+
+    @cached_property
+    def store(self) -> TokenStore:
+        """The tokens."""
+        return TokenStore(self.folder / "tokens")
+
+    @cached_property
+    def sae(self) -> SparseAutoencoder:
+        """The dictionary."""
+        return load_sae(self.folder / "sae")
+
+    @cached_property
+    def index(self) -> ConceptIndex:
+        """The index of the cells outside the training part."""
+        return ConceptIndex(self.folder / "index")
+
+    def other_index(self, name: str) -> ConceptIndex | None:
+        """A further index of the run (``index-train``, ``index-marrow``), if it is there."""
+        return ConceptIndex(self.folder / name) if (self.folder / name / "manifest.json").exists() else None
+
+    def matrix(self, name: str) -> CellsByConcepts | None:
+        """Cells x concepts of an index, if it was written."""
+        return read_cells_by_concepts(self.folder / name) if (self.folder / name / "cells.h5ad").exists() else None
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the run, if it is there."""
+        path = self.folder / name
+        return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
+
+    @cached_property
+    def _reader(self) -> ImageReader:
+        return ImageReader(self.cells.root)
+
+    def image_bytes(self, cell_id: int) -> bytes:
+        """The image file of a cell."""
+        row = self.rows.loc[cell_id]
+        return self._reader.read(row["image"], row["sha256"])
+
+    def pixels(self, cell_id: int) -> npt.NDArray[np.uint8]:
+        """The decoded image of a cell."""
+        return decode_image(self.image_bytes(cell_id)).pixels
+
+    def maps(self, cell_id: int, latents: list[int]) -> npt.NDArray[np.float32]:
+        """Codes of some concepts on every patch of a cell: [len(latents), rows, columns]."""
+        tokens = self.store.read(self.store.rows_of([cell_id]), kind="patch")[0].float()
+        return concept_maps(self.sae, tokens, latents, self.store.grid)
+
+    def codes(self, cell_id: int) -> npt.NDArray[np.float32]:
+        """All codes of a cell: [patches, n_latents]."""
+        tokens = self.store.read(self.store.rows_of([cell_id]), kind="patch")[0].float()
+        codes: npt.NDArray[np.float32] = self.sae.encode(tokens).numpy()
+        return codes
