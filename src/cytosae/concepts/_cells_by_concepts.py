@@ -30,7 +30,7 @@ class CellsByConcepts:
     @property
     def cell_ids(self) -> npt.NDArray[np.int64]:
         """Which cell a row is."""
-        return self.obs["cell_id"].to_numpy(np.int64)
+        return np.asarray(self.obs["cell_id"], dtype=np.int64)
 
 
 def write_cells_by_concepts(

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cytosae._errors import CytosaeError
 from cytosae.backbones import Backbone
-from cytosae.cells import UnreadableImageError, decode_image
+from cytosae.cells import UnreadableImageError, cell_share_of_patches, decode_image, estimate_cell
 from cytosae.concepts._index import ConceptIndex
 from cytosae.sae import SparseAutoencoder
 
@@ -43,25 +43,34 @@ class Explanation:
     codes_shown: float
 
 
-def rank_concepts(maximum: npt.NDArray[Any], index: ConceptIndex | None) -> npt.NDArray[np.float64]:
-    """Score of every concept in an image: strength, and with an index strength x rarity.
+def rank_concepts(
+    codes: npt.NDArray[Any], cell: npt.NDArray[Any] | None = None, index: ConceptIndex | None = None
+) -> npt.NDArray[np.float64]:
+    """Score of every concept in an image: how much of it lies on the cell, and with an index times its rarity.
 
-    With an index a code is divided by the concept's own largest code there and multiplied by ``-ln(frequency)``, as
-    tf-idf does for words: what every cell has explains none. Dead concepts score 0.
+    The score is the sum of the codes over the patches, each weighted by the share of the patch that the cell covers; with
+    an index it is multiplied by ``-ln(frequency)``, as tf-idf does for words: what every cell has explains none.
 
     Parameters
     ----------
-    maximum
-        [n_latents]: largest code over the patches.
+    codes
+        [patches, n_latents].
+    cell
+        [patches] or [rows, columns]: share of each patch on the cell; all patches count alike where None.
+    index
+        Where the frequencies come from.
+
+    Returns
+    -------
+    float64 [n_latents]
     """
+    weight = np.ones(len(codes)) if cell is None else np.asarray(cell, dtype=np.float64).ravel()
+    amount = weight @ codes.astype(np.float64)
     if index is None:
-        return maximum.astype(np.float64)
-    top = index.concepts["max_activation"].to_numpy(np.float64, na_value=np.nan)
+        return np.asarray(amount)
     # a concept seen in fewer than two of the cells indexed is too little known to be called rare
     frequency = np.maximum(index.concepts["frequency"].to_numpy(np.float64), 2 / max(index.n_cells, 2))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        score = np.minimum(maximum / top, 1.5) * -np.log(frequency)
-    return np.where(np.isfinite(score), score, 0.0)
+    return np.asarray(amount * -np.log(np.minimum(frequency, 1.0)))
 
 
 def explain(
@@ -104,7 +113,7 @@ def explain_pixels(
     tokens = backbone.tokens(backbone.preprocessing.resize(pixels)[None], layer)[0]
     codes = sae.encode(tokens[backbone.n_prefix :].to(sae.W_enc.device)).cpu().numpy()
     maximum, patch = codes.max(0), codes.argmax(0)
-    score = rank_concepts(maximum, index)
+    score = rank_concepts(codes, cell_share_of_patches(estimate_cell(pixels), backbone.grid), index)
     latents = np.argsort(-score, kind="stable")[:n_concepts]
     latents = latents[(maximum[latents] > 0) & (score[latents] > 0)]
     table = pd.DataFrame({

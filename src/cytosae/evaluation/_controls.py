@@ -98,10 +98,11 @@ def _thresholds(
 ) -> torch.Tensor:
     """For each direction the value above which exactly `fired` of the tokens lie."""
     out = torch.full((W.shape[1],), float("inf"))
-    tokens = (store.read(rows, kind="patch").flatten(0, 1).float() - centre).contiguous()
-    step = max(1, 2**25 // len(tokens))
+    tokens = store.read(rows, kind="patch").flatten(0, 1)
+    step = max(1, 2**24 // len(tokens))
     for a in range(0, W.shape[1], step):
-        projected = (tokens @ W[:, a : a + step]).T.contiguous()
+        w = W[:, a : a + step]
+        projected = torch.cat([((piece.float() - centre) @ w).T for piece in torch.split(tokens, 32_768)], dim=1)
         for j, n in enumerate(fired[a : a + step].tolist()):
             if n > 0:
                 top = torch.topk(projected[j], min(n + 1, projected.shape[1])).values
@@ -156,8 +157,9 @@ def controlled_entropy(
         e = _entropies(*ours, codes, n, drawn)[latents]
         draws[i, 0] = (e - _entropies(*theirs, codes, n, drawn)[latents]).mean()
         draws[i, 1] = (e - _entropies(*ours, rng.permutation(codes), n, drawn)[latents]).mean()
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
     differences = [float((base[0] - other).mean()) for other in base[1:]]
+    # a cell drawn twice makes any exemplars purer, those of the controls most: the draws give the spread, not the place
+    low, high = np.percentile(draws - draws.mean(0) + differences, [2.5, 97.5], axis=0)
     return ControlledEntropy(
         n_cells=len(codes),
         n_latents=len(keep),
@@ -189,7 +191,7 @@ def _entropies(
         total[label] = (weight * (codes[order] == label)).sum(0)
     p = total / np.maximum(total.sum(0), 1e-300)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return -np.where(p > 0, p * np.log(p), 0).sum(0)
+        return np.asarray(-np.where(p > 0, p * np.log(p), 0).sum(0))
 
 
 def measure_controls(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cytosae.cells import cell_share_of_patches, estimate_cell
 from cytosae.concepts import CellsByConcepts, ConceptIndex
 from cytosae.evaluation import on_cell_share
 from cytosae.reports._pictures import Overlay, overlay
@@ -78,7 +77,13 @@ def choose(run: Run) -> pd.DataFrame:
     test: CellsByConcepts | None = run.matrix("index")
     if test is not None and run.index.manifest["labels"]:
         train = run.matrix("index-train")
-        return choose_concepts(train if train is not None else test, test, run.index)
+        chosen_on = run.other_index("index-train") if train is not None else run.index
+        return choose_concepts(
+            train if train is not None else test,
+            test,
+            run.index,
+            lambda latent: on_cell(run, chosen_on or run.index, latent),
+        )
     best = run.index.concepts.query("n_cells_active >= 10").sort_values(
         ["top_label_share", "max_activation"], ascending=False, kind="stable"
     )
@@ -94,15 +99,23 @@ def exemplar_pictures(run: Run, index: ConceptIndex, latent: int, n: int) -> tup
         cell_id = int(row.cell_id)
         pixels = run.pixels(cell_id)
         values = run.maps(cell_id, [latent])[0]
-        cell = cell_share_of_patches(estimate_cell(pixels), run.store.grid)
         maps.append(values)
-        shares.append(cell)
+        shares.append(run.cell_shares(cell_id))
         pictures.append(
             overlay(pixels, values, top, describe(run, cell_id), f"cell {cell_id}, activation {row.value:.2f}")
         )
     if not pictures:
         return [], float("nan")
     return pictures, on_cell_share(np.stack(maps), np.stack(shares))
+
+
+def on_cell(run: Run, index: ConceptIndex, latent: int) -> float:
+    """The share of a concept that lies on the cell, over its first exemplars in an index."""
+    cell_ids = [int(c) for c in index.exemplars_of(latent).head(N_SHOWN)["cell_id"]]
+    if not cell_ids:
+        return float("nan")
+    maps = np.stack([run.maps(c, [latent])[0] for c in cell_ids])
+    return on_cell_share(maps, np.stack([run.cell_shares(c) for c in cell_ids]))
 
 
 def describe(run: Run, cell_id: int) -> str:
@@ -130,7 +143,7 @@ def _card(run: Run, index: ConceptIndex, row: Any) -> Card:
     return Card(
         latent=latent,
         chosen_for=row.label if isinstance(row.label, str) else None,
-        headline=_headline(row, n_top, n_judged, top_label),
+        headline=_headline(row, on_cell, n_top, n_judged, top_label),
         exemplars=pictures,
         frequency=float(known["frequency"]),
         mean_activation=float(known["mean_activation"]),
@@ -145,7 +158,7 @@ def _card(run: Run, index: ConceptIndex, row: Any) -> Card:
     )
 
 
-def _headline(row: Any, n_top: int, n_judged: int, top_label: str) -> str:
+def _headline(row: Any, on_cell: float, n_top: int, n_judged: int, top_label: str) -> str:
     if isinstance(row.label, str):
         return f"{n_top} of the {n_judged} strongest cells: {top_label}"
-    return "Not tied to a cell type"
+    return "Not tied to a cell type, on the cell" if on_cell >= 0.5 else "A concept of the background"

@@ -47,7 +47,10 @@ class ExplainedCell:
 
 def explained_cells(run: Run, gallery: Gallery, n: int = 2) -> list[ExplainedCell]:
     """The strongest cell of the concepts that tell their label best on the cells judged, one a label."""
-    ranked = sorted((c for c in gallery.concepts if c.chosen_for and c.exemplars), key=lambda c: (-c.auroc, c.latent))
+    ranked = sorted(
+        (c for c in gallery.concepts if c.chosen_for and c.exemplars and c.on_cell >= 0.8),
+        key=lambda c: (-c.auroc, c.latent),
+    )
     cells: list[ExplainedCell] = []
     labels: set[str] = set()
     for card in ranked or [c for c in gallery.concepts if c.exemplars]:
@@ -66,9 +69,9 @@ def explain_cell(run: Run, cell_id: int) -> ExplainedCell:
     """Explain one cell of a run."""
     codes = run.codes(cell_id)
     maximum = codes.max(0)
-    score = rank_concepts(maximum, run.index)
-    order = [int(i) for i in np.argsort(-score, kind="stable")[:N_CONCEPTS] if score[i] > 0 and maximum[i] > 0]
     pixels = run.pixels(cell_id)
+    score = rank_concepts(codes, run.cell_shares(cell_id), run.index)
+    order = [int(i) for i in np.argsort(-score, kind="stable")[:N_CONCEPTS] if score[i] > 0 and maximum[i] > 0]
     concepts = run.index.concepts
     parts = []
     for number, latent in enumerate(order):

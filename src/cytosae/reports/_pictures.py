@@ -73,8 +73,9 @@ def outline_path(values: npt.NDArray[np.floating], level: float, side: int = SID
     grid = np.pad(raster(values), 1)
     scale = side / RASTER
     path = []
-    for line in contourpy.contour_generator(z=grid).lines(level):
-        points: Any = np.clip((line - 0.5) * scale, 0.8, side - 0.8)
+    lines: Any = contourpy.contour_generator(z=grid).lines(level)
+    for line in lines:
+        points = np.clip((line - 0.5) * scale, 0.8, side - 0.8)
         path.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + "Z")
     return "".join(path)
 

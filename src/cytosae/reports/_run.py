@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cytosae._errors import CytosaeError
-from cytosae.cells import Cells, ImageReader, decode_image, read_cells
+from cytosae.cells import Cells, ImageReader, cell_share_of_patches, decode_image, estimate_cell, read_cells
 from cytosae.concepts import CellsByConcepts, ConceptIndex, concept_maps, read_cells_by_concepts
 from cytosae.sae import SparseAutoencoder, load_sae
 from cytosae.tokens import TokenStore
@@ -87,6 +87,16 @@ class Run:
         """Codes of some concepts on every patch of a cell: [len(latents), rows, columns]."""
         tokens = self.store.read(self.store.rows_of([cell_id]), kind="patch")[0].float()
         return concept_maps(self.sae, tokens, latents, self.store.grid)
+
+    def cell_shares(self, cell_id: int) -> npt.NDArray[np.float64]:
+        """Share of each patch that the cell covers, by a simple estimate: [rows, columns]."""
+        if cell_id not in self._shares:
+            self._shares[cell_id] = cell_share_of_patches(estimate_cell(self.pixels(cell_id)), self.store.grid)
+        return self._shares[cell_id]
+
+    @cached_property
+    def _shares(self) -> dict[int, npt.NDArray[np.float64]]:
+        return {}
 
     def codes(self, cell_id: int) -> npt.NDArray[np.float32]:
         """All codes of a cell: [patches, n_latents]."""

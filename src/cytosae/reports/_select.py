@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from cytosae.concepts import CellsByConcepts, ConceptIndex
 MIN_ACTIVE = 10
 #: Two concepts whose values over the cells correlate more than this say the same; the better is shown.
 _SAME = 0.9
+#: A concept is shown for a label only if so much of it lies on the cell; so many are tried.
+_ON_CELL, _TRIED = 0.6, 40
 
 
 def label_auroc(values: Any, labels: npt.NDArray[Any], label: str) -> npt.NDArray[np.float64]:
@@ -33,18 +37,25 @@ def choose_concepts(
     chosen_on: CellsByConcepts,
     judged_on: CellsByConcepts,
     index: ConceptIndex,
+    on_cell: Callable[[int], float],
     *,
     per_label: int = 2,
-    n_common: int = 4,
+    n_common: int = 3,
 ) -> pd.DataFrame:
     """The concepts worth looking at.
 
-    For each label the `per_label` concepts with the highest AUROC on the cells `chosen_on` (no two that say the same),
-    then the `n_common` strongest concepts that tell no label from another.
+    For each label the `per_label` concepts with the highest AUROC on the cells `chosen_on` that lie mostly on the cell (no
+    two that say the same); then the `n_common` strongest on the cell that tell no label from another; then the strongest
+    that lies on the background, as a warning.
+
+    Parameters
+    ----------
+    on_cell
+        Gives the share of a concept that lies on the cell, on the cells `chosen_on`.
 
     Returns
     -------
-    ``latent, label`` (None for the common ones), ``auroc_chosen``, ``auroc`` (on `judged_on`)
+    ``latent, label`` (None beyond the labels), ``auroc_chosen``, ``auroc`` (on `judged_on`)
     """
     train, test = chosen_on.maximum.toarray(), judged_on.maximum.toarray()
     labels, test_labels = chosen_on.obs["label"].to_numpy(str), judged_on.obs["label"].to_numpy(str)
@@ -52,26 +63,25 @@ def choose_concepts(
     taken: list[int] = []
     rows: list[dict[str, Any]] = []
     best = np.zeros(train.shape[1])
+
+    def same(latent: int) -> bool:
+        return any(_correlation(train[:, latent], train[:, other]) > _SAME for other in taken)
+
     for label in sorted(set(labels)):
         score = label_auroc(train, labels, label)
         best = np.maximum(best, np.abs(score - 0.5))
         held = label_auroc(test, test_labels, label)
-        n = 0
-        for latent in np.argsort(-np.where(usable, score, -1), kind="stable"):
-            if n == per_label or not usable[latent]:
-                break
-            if latent in taken or any(_correlation(train[:, latent], train[:, t]) > _SAME for t in taken):
-                continue
-            taken.append(int(latent))
-            rows.append({"latent": int(latent), "label": label, "auroc_chosen": score[latent], "auroc": held[latent]})
-            n += 1
-    total = (
-        chosen_on.mean.sum(0).A1 if hasattr(chosen_on.mean.sum(0), "A1") else np.asarray(chosen_on.mean.sum(0)).ravel()
-    )
-    common = np.argsort(-np.where(usable & (best < np.quantile(best[usable], 0.25)), total, -1), kind="stable")
-    for latent in common[:n_common]:
-        if int(latent) not in taken:
-            rows.append({"latent": int(latent), "label": None, "auroc_chosen": np.nan, "auroc": np.nan})
+        candidates = (int(i) for i in np.argsort(-np.where(usable, score, -1), kind="stable")[:_TRIED] if usable[i])
+        fit = (i for i in candidates if i not in taken and not same(i) and on_cell(i) >= _ON_CELL)
+        for latent in itertools.islice(fit, per_label):
+            taken.append(latent)
+            rows.append({"latent": latent, "label": label, "auroc_chosen": score[latent], "auroc": held[latent]})
+    total = np.asarray(chosen_on.mean.sum(0)).ravel()
+    plain = usable & (best < np.quantile(best[usable], 0.25))
+    common = [int(i) for i in np.argsort(-np.where(plain, total, -1), kind="stable")[:_TRIED] if plain[i]]
+    on = [i for i in common if i not in taken and on_cell(i) >= _ON_CELL][:n_common]
+    off = [i for i in common if i not in taken and on_cell(i) < _ON_CELL][:1]
+    rows += [{"latent": i, "label": None, "auroc_chosen": np.nan, "auroc": np.nan} for i in [*on, *off]]
     return pd.DataFrame(rows, columns=["latent", "label", "auroc_chosen", "auroc"])
 
 

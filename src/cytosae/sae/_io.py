@@ -44,9 +44,11 @@ def load_sae(folder: Path | str, *, device: str = "cpu") -> SparseAutoencoder:
     try:
         tensors = load_file(folder / "sae.safetensors")
         info = json.loads((folder / "sae.json").read_text("utf-8"))
-        parts = [tensors[name].float() for name in _NAMES]
+        weights = {name: tensors[name].float() for name in _NAMES}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CytosaeError(f"{folder} is not a whole SAE ({type(error).__name__}: {error}); train it again.") from error
     threshold = tensors.get("threshold")
-    sae = SparseAutoencoder(*parts, str(info["activation"]), threshold, info, manifest.hash)
+    sae = SparseAutoencoder(
+        **weights, activation=str(info["activation"]), threshold=threshold, info=info, hash=manifest.hash
+    )
     return sae.to(device) if torch.device(device).type != "cpu" else sae

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+#: Tokens handled at once in float64.
+_PIECE = 16_384
+
 
 @dataclass
 class ReconstructionSums:
@@ -64,12 +67,25 @@ class ReconstructionSums:
 def pca_fvu(train: torch.Tensor, test: torch.Tensor, n_components: int) -> float:
     """FVU on `test` tokens of the best `n_components`-dimensional affine subspace of the `train` tokens.
 
-    The line to put beside every SAE: tokens are low rank, so a small FVU alone says little.
+    The line to put beside every SAE: tokens are low rank, so a small FVU alone says little. Works in pieces: the tokens
+    may be of any stored type and are never copied whole.
     """
-    mean = train.double().mean(0)
-    centred = train.double() - mean
-    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    mean, covariance, _ = _moments(train)
+    _, vectors = torch.linalg.eigh(covariance)
     basis = vectors[:, -n_components:]
-    x = test.double() - mean
-    error = (x - (x @ basis) @ basis.T).square().sum()
-    return float(error / (test.double() - test.double().mean(0)).square().sum())
+    _, _, variance = _moments(test)
+    error = 0.0
+    for piece in torch.split(test, _PIECE):
+        x = piece.double() - mean
+        error += float((x - (x @ basis) @ basis.T).square().sum())
+    return error / variance
+
+
+def _moments(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Mean [d], scatter matrix [d, d] and summed squared distance from the mean, in float64."""
+    mean = torch.stack([p.double().sum(0) for p in torch.split(tokens, _PIECE)]).sum(0) / len(tokens)
+    scatter = torch.zeros(tokens.shape[1], tokens.shape[1], dtype=torch.float64)
+    for piece in torch.split(tokens, _PIECE):
+        x = piece.double() - mean
+        scatter.addmm_(x.T, x)
+    return mean, scatter, float(scatter.trace())

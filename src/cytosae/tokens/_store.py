@@ -17,7 +17,7 @@ from cytosae.storage import read_manifest
 KIND, VERSION = "tokens", 1
 
 #: stored type -> what numpy maps (numpy has no bfloat16: its bits are mapped as int16)
-STORED = {"float16": np.dtype("<f2"), "bfloat16": np.dtype("<i2"), "float32": np.dtype("<f4")}
+STORED: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "bfloat16": np.dtype("<i2"), "float32": np.dtype("<f4")}
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 

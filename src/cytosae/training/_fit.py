@@ -83,7 +83,9 @@ def fit(
             x_test = store.read(test_rows, kind="patch").flatten(0, 1)
             pick = torch.from_numpy(_sample(len(x_test), seed))
             components = max(1, min(round(metrics["l0"]), store.d_in - 1))
-            metrics["pca_fvu"] = pca_fvu(x_train[_sample(len(x_train), seed)].float(), x_test[pick].float(), components)
+            metrics["pca_fvu"] = pca_fvu(
+                x_train[torch.from_numpy(_sample(len(x_train), seed))], x_test[pick], components
+            )
             metrics["pca_components"] = components
         info = {
             "recipe": recipe.name, "hyperparameters": recipe.as_dict(), "seed": seed, "semantics": "default",

@@ -106,13 +106,13 @@ RECIPES: dict[str, Recipe] = {
             name="small",
             expansion=2,
             k=8,
-            background=0.05,
+            background=0.02,
             presentations=1_500_000,
             batch=512,
             lr=1e-3,
             warmup=100,
             dead_after=100_000,
-        ),  # fmt: skip
+        ),
         Recipe(name="relu-l1", model="relu-l1", k=1, l1=0.01, aux_k=0, aux_weight=0.0),
     ]
 }
