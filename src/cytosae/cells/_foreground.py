@@ -56,6 +56,8 @@ def cell_share_of_patches(cell: npt.NDArray[np.bool_], grid: tuple[int, int]) ->
 
 def _otsu(values: npt.NDArray[np.float64]) -> float:
     """Otsu's threshold: the split of the grey levels with the largest variance between the two parts."""
+    if values.max() - values.min() < 1e-9:
+        return float(values.min())  # nothing is darker than the rest
     counts, edges = np.histogram(values, bins=128)
     centres = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)

@@ -20,7 +20,10 @@ TRAIN, HELDOUT = ("split=train",), ("split=test", "dataset=acevedo_pbc")
     help="Another image parquet in place of the bundled one, with the same columns.",
 )
 @click.option("--recipe", default="small", show_default=True, help="Recipe of the dictionary.")
-def command(source: Path | None, recipe: str, out: Path, device: str, seed: int) -> None:
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one field of the recipe; repeatable."
+)
+def command(source: Path | None, recipe: str, settings: tuple[str, ...], out: Path, device: str, seed: int) -> None:
     """Run every stage on the bundled real cells, from pixels to report.html.
 
     Nothing is precomputed. Interrupted, it goes on from the last whole artifact when called again.
@@ -33,7 +36,7 @@ def command(source: Path | None, recipe: str, out: Path, device: str, seed: int)
     from cytosae.tokens import extract_tokens
     from cytosae.training import fit, override
 
-    chosen = override(recipe)
+    chosen = override(recipe, settings)
     say("CytoSAE demo, 5 stages. Research use only.")
     cells = build_cells(source or bundled_path(), out / "cells.parquet")
     backbone = load_backbone("dinov2-s", precision=precision("auto", device), device=device)

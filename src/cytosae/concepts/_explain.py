@@ -48,8 +48,8 @@ def rank_concepts(
 ) -> npt.NDArray[np.float64]:
     """Score of every concept in an image: how much of it lies on the cell, and with an index times its rarity.
 
-    The score is the sum of the codes over the patches, each weighted by the share of the patch that the cell covers; with
-    an index it is multiplied by ``-ln(frequency)``, as tf-idf does for words: what every cell has explains none.
+    The score is the sum of the codes over the patches, each weighted by the share of the patch that the cell covers, and 0
+    for a concept that lies mostly off the cell; with an index it is multiplied by ``-ln(frequency)``, as tf-idf does for words: what every cell has explains none.
 
     Parameters
     ----------
@@ -66,6 +66,7 @@ def rank_concepts(
     """
     weight = np.ones(len(codes)) if cell is None else np.asarray(cell, dtype=np.float64).ravel()
     amount = weight @ codes.astype(np.float64)
+    amount[amount < 0.5 * codes.sum(0)] = 0
     if index is None:
         return np.asarray(amount)
     # a concept seen in fewer than two of the cells indexed is too little known to be called rare

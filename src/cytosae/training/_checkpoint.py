@@ -49,7 +49,7 @@ def load_checkpoint(folder: Path, weights: list[torch.Tensor], adam: Any, silent
         for i, weight in enumerate(weights):
             weight.copy_(tensors[f"weight.{i}"])
             adam.state[weight] = {
-                "step": tensors["adam_step"].reshape(()).to(weight.device),
+                "step": tensors["adam_step"].reshape(()).clone().to(weight.device),  # Adam counts in place: one each
                 "exp_avg": tensors[f"avg.{i}"].to(weight.device),
                 "exp_avg_sq": tensors[f"square.{i}"].to(weight.device),
             }

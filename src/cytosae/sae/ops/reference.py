@@ -34,4 +34,4 @@ def reference_step(
         left = (x - y).detach() - z @ D[dead]
         loss = loss + aux_weight * left.square().sum(1).mean() / variance
     loss.backward()  # type: ignore[no-untyped-call]
-    return float(loss), Gradients(*(t.grad if t.grad is not None else torch.zeros_like(t) for t in leaves))
+    return float(loss.detach()), Gradients(*(t.grad if t.grad is not None else torch.zeros_like(t) for t in leaves))

