@@ -1,0 +1,56 @@
+"""Build the documentation: the page of verbs from the command line itself, then the site, any warning being an error.
+
+Usage: ``python docs/build.py [--verbs-only]``
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from cytosae.cli._main import VERBS, cli
+
+DOCS = Path(__file__).parent
+
+
+def verbs_page() -> str:
+    """Markdown of all verbs with their arguments, options and defaults."""
+    parts = ["# The verbs\n", "Made from the command line itself by `make docs`.\n"]
+    with click.Context(cli, info_name="cytosae") as top:
+        for name in VERBS:
+            command = cli.get_command(top, name)
+            assert command is not None
+            parts += _section(command, name, top, "##")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _section(command: click.Command, name: str, parent: click.Context, mark: str) -> list[str]:
+    with click.Context(command, info_name=name, parent=parent) as context:
+        usage = " ".join(command.collect_usage_pieces(context))
+        parts = [f"{mark} {name}\n", f"```\n{context.command_path} {usage}\n```\n"]
+        parts += [" ".join(p.split()) + "\n" for p in (command.help or "").split("\n\n")]
+        rows = [r for p in command.get_params(context) if isinstance(p, click.Option) and (r := p.get_help_record(context))]
+        parts += ["| option | meaning |", "| --- | --- |"]
+        parts += [f"| `{left.replace('|', chr(92) + '|')}` | {right.replace('|', chr(92) + '|')} |" for left, right in rows]
+        parts.append("")
+        if isinstance(command, click.Group):
+            for below in command.list_commands(context):
+                inner = command.get_command(context, below)
+                if inner is not None:
+                    parts += _section(inner, below, context, mark + "#")
+    return parts
+
+
+def main() -> None:
+    """Write the page of verbs, then build the site."""
+    (DOCS / "verbs.md").write_text(verbs_page(), "utf-8")
+    if "--verbs-only" not in sys.argv:
+        subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"], cwd=DOCS.parent, check=True)
+        print(f"Wrote {DOCS.parent / 'site' / 'index.html'}")
+
+
+if __name__ == "__main__":
+    main()
