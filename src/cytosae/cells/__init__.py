@@ -1,24 +1,32 @@
-"""Cells: manifests, data set layouts, decoding, quarantine."""
+"""Cells: manifests, data set layouts, decoding, quarantine, near duplicates, splits."""
 
-from cytosae.cells._build import build_cells
+from cytosae.cells._build import Built, build_cells, build_table
 from cytosae.cells._decode import Decoded, UnreadableImageError, decode_image
-from cytosae.cells._images import ImageParquet, ImageReader, bundled_path
+from cytosae.cells._images import ImageParquet, ImageReader, Window, bundled_path
+from cytosae.cells._inspect import Cut
+from cytosae.cells._resize import read_resized
 from cytosae.cells._table import BUNDLED_ROOT, SCHEMA, Cells, read_cells, select, write_cells
-from cytosae.cells.layouts import LAYOUTS
+from cytosae.cells.layouts import LAYOUTS, LayoutOptions
 
 __all__ = [
     "BUNDLED_ROOT",
     "LAYOUTS",
     "SCHEMA",
+    "Built",
     "Cells",
+    "Cut",
     "Decoded",
     "ImageParquet",
     "ImageReader",
+    "LayoutOptions",
     "UnreadableImageError",
+    "Window",
     "build_cells",
+    "build_table",
     "bundled_path",
     "decode_image",
     "read_cells",
+    "read_resized",
     "select",
     "write_cells",
 ]
