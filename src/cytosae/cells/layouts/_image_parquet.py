@@ -29,21 +29,22 @@ def read_image_parquet(source: Path, options: LayoutOptions) -> Source:
     Raises
     ------
     CytosaeError
-        Missing, neither parquet nor arrow, without a column of image bytes, or shards that differ in their columns.
+        Missing, neither parquet nor arrow, without a column of image bytes, or shards that differ in a column's type.
     """
     paths = _shards(source)
     root = source.resolve().parent if source.is_file() else source.resolve()
     shards = [_shard(path, root, source) for path in paths]
-    columns = shards[0].store.columns
+    columns: dict[str, pa.DataType] = {}
+    for shard in shards:
+        for name, kind in shard.store.columns.items():
+            if pa.types.is_null(columns.setdefault(name, kind)):
+                columns[name] = kind  # a shard without a value says nothing of the type
+            elif not pa.types.is_null(kind) and not columns[name].equals(kind):
+                raise CytosaeError(
+                    f"{shard.store.path} has {kind} in the column {name!r}, a shard before it {columns[name]}; "
+                    "give shards of one data set at a time."
+                )
     names = rename(list(columns), {k: v for k, v in options.columns.items() if k != "image"}, source)
-    for shard in shards[1:]:
-        other = shard.store.columns
-        if other != columns:
-            differing = sorted(k for k in {*columns, *other} if columns.get(k) != other.get(k))
-            raise CytosaeError(
-                f"{shard.store.path} differs from {paths[0].name} in the column {differing[0]!r}; "
-                "give shards of one data set at a time."
-            )
     kept = {old: new for old, new in zip(columns, names, strict=True) if _is_plain(columns[old])}
     left = [old for old in columns if old not in kept]
     notes = [f"the columns {', '.join(left)} hold pictures or bytes and are not kept"] if left else []
@@ -70,8 +71,9 @@ class _Entries:
 
     def __iter__(self) -> Iterator[Entry]:
         for shard in self.shards:
-            for row, record in enumerate(shard.store.records(list(self.kept))):
-                values = {new: record[old] for old, new in self.kept.items()}
+            present = [name for name in self.kept if name in shard.store.columns]
+            for row, record in enumerate(shard.store.records(present)):
+                values = {new: record.get(old) for old, new in self.kept.items()}
                 label = values.get("label")
                 if shard.label_names is not None and isinstance(label, int):
                     values["label"] = shard.label_names[label] if 0 <= label < len(shard.label_names) else None

@@ -234,5 +234,7 @@ class _ParquetRows:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of a column's values (dictionary encoding undone)."""
+    """The type of a column's values: dictionary encoding undone, text where there is no value at all."""
+    if pa.types.is_null(kind):
+        return pa.string()
     return kind.value_type if pa.types.is_dictionary(kind) else kind
