@@ -69,7 +69,9 @@ class Audit:
         if self.n_identical:
             out.append(f"  identical files: {self.n_identical:,} files occur more than once")
         if self.n_near:
-            labels = f", {self.n_near_contradicting:,} of them under different labels" if self.n_near_contradicting else ""
+            labels = (
+                f", {self.n_near_contradicting:,} of them under different labels" if self.n_near_contradicting else ""
+            )
             out.append(f"  near duplicates: {self.n_near:,} groups{labels}")
         out += [f"! {column} in several splits: {n:,}, for instance {example}" for column, n, example in self.leaks]
         out += [f"! {g.sentence()}" for g in self.give_aways if g.serious]
@@ -107,7 +109,10 @@ def _load(path: Path) -> pd.DataFrame:
     schema = pq.read_schema(path)
     names = [n for n in _COLUMNS if n in schema.names]
     strings = [n for n in names if n != "sha256" and pa.types.is_string(schema.field(n).type)]
-    return pq.read_table(path, columns=names, read_dictionary=strings).to_pandas(self_destruct=True, split_blocks=True)
+    frame: pd.DataFrame = pq.read_table(path, columns=names, read_dictionary=strings).to_pandas(
+        self_destruct=True, split_blocks=True
+    )
+    return frame
 
 
 def _duplicates(audit: Audit, ok: pd.DataFrame) -> None:
@@ -154,9 +159,13 @@ def _remarks(audit: Audit, ok: pd.DataFrame) -> None:
         n = int(ok["um_per_px"].isna().sum())
         audit.remarks.append(f"{n:,} cells have no um_per_px: resizing to a square erases how large they are")
     if "padded_share" in ok and (ok["padded_share"] > 0).any():
-        audit.remarks.append(f"{int((ok['padded_share'] > 0).sum()):,} cuts reach over the image's edge and are white there")
+        audit.remarks.append(
+            f"{int((ok['padded_share'] > 0).sum()):,} cuts reach over the image's edge and are white there"
+        )
     if "folder_disagrees" in ok and ok["folder_disagrees"].notna().any():
-        audit.remarks.append(f"{int(ok['folder_disagrees'].notna().sum()):,} cells lie in a folder that contradicts their prefix")
+        audit.remarks.append(
+            f"{int(ok['folder_disagrees'].notna().sum()):,} cells lie in a folder that contradicts their prefix"
+        )
     if "mode" in ok and ok["mode"].nunique() > 1:
         audit.remarks.append("the images have several colour modes; grey and colour are not comparable")
 

@@ -168,7 +168,9 @@ def _inspect_all(found: Source, parts: Parts, n: int, cut: Cut, *, fail: bool, o
                 bad = next((row for row in rows if fail and row["status"] != "ok"), None)
                 if bad is not None:
                     parts.remove()
-                    raise CytosaeError(f"{bad['image']}: {bad['reason']}; mend or remove it, or use --on-error quarantine.")
+                    raise CytosaeError(
+                        f"{bad['image']}: {bad['reason']}; mend or remove it, or use --on-error quarantine."
+                    )
                 parts.write(number, rows, [thumb for _, thumb in made])
                 statuses = [(row["image"], row["status"], row["reason"]) for row in rows]
             for image, status, reason in statuses:

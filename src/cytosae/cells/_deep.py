@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 
-def decode_deep_tiff(data: bytes, check_size: Callable[[int, int], None]) -> tuple[npt.NDArray[np.uint8], str, str, int]:
+def decode_deep_tiff(
+    data: bytes, check_size: Callable[[int, int], None]
+) -> tuple[npt.NDArray[np.uint8], str, str, int]:
     """First page of a TIFF by tifffile: pixels uint8 ``[height, width, 3]``, mode, header, number of pages.
 
     Parameters

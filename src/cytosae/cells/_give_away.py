@@ -70,7 +70,7 @@ def give_aways(ok: pd.DataFrame) -> list[GiveAway]:
     properties["colour mode"] = ok["mode"].astype("string")
     if "file_bytes" in ok and ok["file_bytes"].notna().all() and len(ok) >= _MIN_CELLS:
         properties["file length"] = _tenths(ok["file_bytes"], "bytes")
-    area = np.sqrt(ok["width"].astype(float) * ok["height"].astype(float))
+    area = (ok["width"].astype(float) * ok["height"].astype(float)) ** 0.5
     if len(ok) >= _MIN_CELLS and properties["image size"].nunique() > len(ok) / 10:
         properties["image size"] = _tenths(area, "px wide")
     found = []
@@ -100,7 +100,9 @@ def _measure(what: str, target: str, values: pd.Series, labels: pd.Series) -> Gi
     shares = counts.max(axis=1) / counts.sum(axis=1)
     excess = (shares - total[best] / n) * counts.sum(axis=1)
     order = [i for i in np.argsort(-excess, kind="stable")[:5] if counts[i].sum() >= 5 and excess[i] > 0]
-    examples = [(str(table.index[i]), int(counts[i].sum()), str(table.columns[best[i]]), float(shares[i])) for i in order]
+    examples = [
+        (str(table.index[i]), int(counts[i].sum()), str(table.columns[best[i]]), float(shares[i])) for i in order
+    ]
     return GiveAway(what, target, right / n, guess, examples)
 
 

@@ -51,7 +51,7 @@ def merge_cells(tables: Sequence[Path | str], out: Path | str) -> Cells:
     frame = _together(frames)
     if "near_duplicate_group" in frame:
         frame["near_duplicate_group"] = _identical(frame)
-    inputs = {name: value for name, value in zip(names, hashes, strict=True)}
+    inputs = dict(zip(names, hashes, strict=True))
     write_cells(Path(out), frame, root=root, inputs=inputs, config={"merged": names})
     return read_cells(out)
 
@@ -113,7 +113,9 @@ def _common(roots: list[str]) -> str:
     try:
         return os.path.commonpath(roots)
     except ValueError:
-        raise CytosaeError("The tables lie on different drives and have no common folder; copy them together.") from None
+        raise CytosaeError(
+            "The tables lie on different drives and have no common folder; copy them together."
+        ) from None
 
 
 def _names(paths: list[Path]) -> list[str]:

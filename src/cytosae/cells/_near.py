@@ -33,7 +33,9 @@ Array = TypeVar("Array", bound=npt.NDArray[np.generic])
 Spectra = npt.NDArray[np.complex64]
 
 
-def near_duplicate_groups(read: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]], n: int) -> npt.NDArray[np.int64]:
+def near_duplicate_groups(
+    read: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]], n: int
+) -> npt.NDArray[np.int64]:
     """Groups of near duplicates among `n` different images.
 
     Parameters
@@ -81,7 +83,8 @@ def spectra(grey: npt.NDArray[np.float32]) -> Spectra:
     spectrum = np.fft.fft2(_windowed(grey)) * np.where(radius <= _HIGH, np.minimum(1.0, radius / 4), 0.0)
     norm = np.sqrt((np.abs(spectrum) ** 2).sum(axis=(1, 2), keepdims=True))
     k = np.arange(-_HIGH, _HIGH + 1)
-    return (spectrum / np.maximum(norm, 1e-6))[:, k[:, None], k[None]].astype(np.complex64)
+    found: Spectra = (spectrum / np.maximum(norm, 1e-6))[:, k[:, None], k[None]].astype(np.complex64)
+    return found
 
 
 def correlation(first: Spectra, second: Spectra) -> npt.NDArray[np.float32]:

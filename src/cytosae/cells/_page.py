@@ -23,7 +23,7 @@ from cytosae.storage import commit_file, read_parquet_record
 _PER_LABEL, _LABELS, _SIDE = 8, 24, 72
 
 #: Rows of a list of counts before the rest is summed up.
-_ROWS = 24
+_ROWS = 14
 
 
 def write_page(audit: Audit, table: Path | str, page: Path | str, *, notes: list[str] | None = None,

@@ -71,7 +71,9 @@ class Parts:
 class TableWriter:
     """Writes a `cells.parquet` row group by row group, atomically: ``with TableWriter(...) as writer: writer.add(table)``."""
 
-    def __init__(self, target: Path, schema: pa.Schema, *, root: str, config: dict[str, Any], inputs: dict[str, str]) -> None:
+    def __init__(
+        self, target: Path, schema: pa.Schema, *, root: str, config: dict[str, Any], inputs: dict[str, str]
+    ) -> None:
         self._target, self._commit = target, commit_file(target)
         self._schema, self._waiting, self._n_waiting = schema, [], 0
         self._config, self._inputs = {**config, "root": root}, inputs

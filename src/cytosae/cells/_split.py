@@ -58,8 +58,14 @@ def split_cells(
         Fewer groups than parts, or (``keep``) a group that already lies in two parts.
     """
     table = read_cells(cells)
-    if not parts or any(not 0 < s <= 1 for s in parts.values()) or not math.isclose(sum(parts.values()), 1, abs_tol=1e-6):
-        raise UsageError(f"--parts {_named(parts)} does not add up to 1; give shares such as train=0.8,val=0.1,test=0.1.")
+    if (
+        not parts
+        or any(not 0 < s <= 1 for s in parts.values())
+        or not math.isclose(sum(parts.values()), 1, abs_tol=1e-6)
+    ):
+        raise UsageError(
+            f"--parts {_named(parts)} does not add up to 1; give shares such as train=0.8,val=0.1,test=0.1."
+        )
     frame, columns = table.frame.copy(), _columns(table, by)
     ok = (frame["status"] == "ok").to_numpy()
     unit = linked(frame, columns)
@@ -111,7 +117,9 @@ def linked(frame: pd.DataFrame, columns: Sequence[str]) -> npt.NDArray[np.int64]
     if not rows:
         return np.arange(n)
     i, j = np.concatenate(rows), np.concatenate(nodes)
-    unit: npt.NDArray[np.int64] = connected_components(coo_matrix((np.ones(len(i)), (i, j)), (start, start)), False)[1][:n]
+    unit: npt.NDArray[np.int64] = connected_components(coo_matrix((np.ones(len(i)), (i, j)), (start, start)), False)[1][
+        :n
+    ]
     return unit
 
 
@@ -143,7 +151,9 @@ def _columns(table: Cells, by: Sequence[str]) -> list[str]:
         if name in ("split", "label", "cell_id", "image", "status", "reason"):
             raise UsageError(f"--by {name} is no group of cells; give patient, slide, source_field or the like.")
         if table.ok[name].isna().all():
-            raise CytosaeError(f"The column {name!r} is empty, so no group can be kept together by it; leave it out of --by.")
+            raise CytosaeError(
+                f"The column {name!r} is empty, so no group can be kept together by it; leave it out of --by."
+            )
     chosen = list(by) or [c for c in GROUPS if c in table.frame.columns and table.ok[c].notna().any()]
     if "near_duplicate_group" in table.frame.columns and "near_duplicate_group" not in chosen:
         chosen.append("near_duplicate_group")
@@ -170,22 +180,26 @@ def _hand_out(
 ) -> npt.NDArray[np.object_]:
     """The part of every usable cell; None for the others."""
     names, shares = list(parts), np.array(list(parts.values()))
-    counts = pd.DataFrame({"unit": unit[ok], "stratum": stratum[ok]}).value_counts().sort_index()
+    pairs, sizes = np.unique(np.stack([unit[ok], stratum[ok]], axis=1), axis=0, return_counts=True)
     n_strata = int(stratum.max()) + 1 if len(stratum) else 1
     members: dict[int, list[tuple[int, int]]] = {}
-    for (u, s), n in counts.items():
-        members.setdefault(int(u), []).append((int(s), int(n)))
+    for (u, k), n in zip(pairs.tolist(), sizes.tolist(), strict=True):
+        members.setdefault(u, []).append((k, n))
     lowest = pd.Series(cell_ids[ok]).groupby(unit[ok]).min()
     given = {int(u): str(p) for u, p in zip(unit, fixed, strict=True) if isinstance(p, str)}
     for name in given.values():
         if name not in parts:
-            raise UsageError(f"Cells already have the split {name!r}, which --parts does not name; add it or drop --keep.")
+            raise UsageError(
+                f"Cells already have the split {name!r}, which --parts does not name; add it or drop --keep."
+            )
     if len(members) < len(parts):
-        raise CytosaeError(f"There are {len(members)} groups for {len(parts)} parts; give fewer parts or fewer columns in --by.")
+        raise CytosaeError(
+            f"There are {len(members)} groups for {len(parts)} parts; give fewer parts or fewer columns in --by."
+        )
     total = np.zeros(n_strata)
     for items in members.values():
-        for s, n in items:
-            total[s] += n
+        for k, n in items:
+            total[k] += n
     wanted, held = shares[:, None] * total[None], np.zeros((len(names), n_strata))
     weight = 1.0 / np.maximum(total, 1)  # a rare class counts as much as a frequent one
 
@@ -195,14 +209,14 @@ def _hand_out(
     chosen: dict[int, int] = {}
     order = sorted(members, key=lambda u: (u not in given, -sum(n for _, n in members[u]), tie(u)))
     for u in order:
-        s, n = (np.array(v) for v in zip(*members[u], strict=True))
+        strata, amounts = (np.array(v) for v in zip(*members[u], strict=True))
         if u in given:
             best = names.index(given[u])
         else:
-            before, after = wanted[:, s] - held[:, s], wanted[:, s] - held[:, s] - n
-            cost = ((after**2 - before**2) * weight[s]).sum(axis=1) / np.maximum(shares, 1e-9) ** 0.5
+            before, after = wanted[:, strata] - held[:, strata], wanted[:, strata] - held[:, strata] - amounts
+            cost = ((after**2 - before**2) * weight[strata]).sum(axis=1) / np.maximum(shares, 1e-9) ** 0.5
             best = int(np.argmin(np.round(cost, 9)))
-        held[best, s] += n
+        held[best, strata] += amounts
         chosen[u] = best
     result = np.full(len(unit), None, dtype=object)
     result[ok] = [names[chosen[int(u)]] for u in unit[ok]]

@@ -29,5 +29,5 @@ def blank_thumb() -> npt.NDArray[np.uint8]:
 def split_thumbs(thumbs: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Grey pictures ``[n, SIDE, SIDE]`` and mean colours ``[n, 3]`` (0 to 255) of thumbs ``[n, THUMB_BYTES]``."""
     grey = thumbs[:, : SIDE * SIDE].reshape(-1, SIDE, SIDE).astype(np.float32)
-    mean = np.ascontiguousarray(thumbs[:, SIDE * SIDE :]).view("<u2").astype(np.float32) / 256
+    mean = np.ascontiguousarray(thumbs[:, SIDE * SIDE :]).view("<u2").astype(np.float32) / np.float32(256)
     return grey, mean

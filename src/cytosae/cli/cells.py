@@ -13,24 +13,57 @@ from cytosae.cli._common import done, verb
 
 @verb("cells", compute=False, out="The cells.parquet to write; cells.html goes beside it.")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--layout", default="auto", show_default=True,
-              help="auto, folder, manifest, hf-parquet, mll23, acevedo, matek19, bmc, aml_hehr or fields.")
-@click.option("--on-error", type=click.Choice(["quarantine", "fail"]), default="quarantine", show_default=True,
-              help="What to do with an image that cannot be read whole.")
-@click.option("--column", "columns", multiple=True, metavar="FIELD=NAME",
-              help="Manifest and image parquet: which column holds image, label, patient, diagnosis, dataset, split, "
-                   "mask or um_per_px.")
+@click.option(
+    "--layout",
+    default="auto",
+    show_default=True,
+    help="auto, folder, manifest, hf-parquet, mll23, acevedo, matek19, bmc, aml_hehr or fields.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["quarantine", "fail"]),
+    default="quarantine",
+    show_default=True,
+    help="What to do with an image that cannot be read whole.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="FIELD=NAME",
+    help="Manifest and image parquet: which column holds image, label, patient, diagnosis, dataset, split, "
+    "mask or um_per_px.",
+)
 @click.option("--um-per-px", type=float, help="Micrometres per pixel, where the source does not say it.")
 @click.option("--cut-um", type=float, help="Cut a square of so many micrometres around every cell.")
-@click.option("--box-factor", type=float, default=1.3, show_default=True,
-              help="Fields: side of the square around a box, as a multiple of its longer side.")
-@click.option("--boxes", type=click.Choice(["auto", "voc", "coco", "yolo"]), default="auto", show_default=True,
-              help="Fields: how the boxes are written.")
+@click.option(
+    "--box-factor",
+    type=float,
+    default=1.3,
+    show_default=True,
+    help="Fields: side of the square around a box, as a multiple of its longer side.",
+)
+@click.option(
+    "--boxes",
+    type=click.Choice(["auto", "voc", "coco", "yolo"]),
+    default="auto",
+    show_default=True,
+    help="Fields: how the boxes are written.",
+)
 @click.option("--folds", type=click.Path(path_type=Path), help="aml_hehr: folder of the published folds.")
-@click.option("--fold", type=click.IntRange(0), default=0, show_default=True,
-              help="aml_hehr: the fold that becomes the column split.")
-@click.option("--near-duplicates/--no-near-duplicates", default=True, show_default=True,
-              help="Search images that show the same cell.")
+@click.option(
+    "--fold",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="aml_hehr: the fold that becomes the column split.",
+)
+@click.option(
+    "--near-duplicates/--no-near-duplicates",
+    default=True,
+    show_default=True,
+    help="Search images that show the same cell.",
+)
 @click.option("--page/--no-page", default=True, show_default=True, help="Write cells.html.")  # fmt: skip
 def read(source: Path, out: Path, **given: Any) -> None:
     """Read SOURCE (class folders, a manifest, an image parquet, a known data set, or 'bundled') into a table of cells.
@@ -69,12 +102,21 @@ def read(source: Path, out: Path, **given: Any) -> None:
 
 @verb("split", compute=False, out="The cells.parquet to write.")
 @click.argument("cells", type=click.Path(path_type=Path))
-@click.option("--by", default="", metavar="COLUMN,...",
-              help="Columns whose groups stay together [default: patient, slide, source_field, as far as known]; "
-                   "near_duplicate_group always is one.")
+@click.option(
+    "--by",
+    default="",
+    metavar="COLUMN,...",
+    help="Columns whose groups stay together [default: patient, slide, source_field, as far as known]; "
+    "near_duplicate_group always is one.",
+)
 @click.option("--parts", default="train=0.8,val=0.1,test=0.1", show_default=True, help="Names and shares.")
-@click.option("--stratify", default="label", show_default=True, metavar="COLUMN",
-              help="Column whose mix every part should have; '' for none.")
+@click.option(
+    "--stratify",
+    default="label",
+    show_default=True,
+    metavar="COLUMN",
+    help="Column whose mix every part should have; '' for none.",
+)
 @click.option("--keep", is_flag=True, help="Keep splits that cells already have; hand out only the rest.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of the ties.")  # fmt: skip
 def split(cells: Path, out: Path, by: str, parts: str, stratify: str, keep: bool, seed: int) -> None:
@@ -82,9 +124,13 @@ def split(cells: Path, out: Path, by: str, parts: str, stratify: str, keep: bool
     from cytosae.cells import parse_parts, split_cells
 
     columns = [name.strip() for name in by.split(",") if name.strip()]
-    result = split_cells(cells, out, parts=parse_parts(parts), by=columns, stratify=stratify or None, keep=keep, seed=seed)
+    result = split_cells(
+        cells, out, parts=parse_parts(parts), by=columns, stratify=stratify or None, keep=keep, seed=seed
+    )
     counts = result.ok["split"].value_counts()
-    done(f"Wrote {out}: " + ", ".join(f"{name} {int(counts.get(name, 0)):,}" for name in parse_parts(parts)) + " cells.")
+    done(
+        f"Wrote {out}: " + ", ".join(f"{name} {int(counts.get(name, 0)):,}" for name in parse_parts(parts)) + " cells."
+    )
 
 
 @verb("merge", compute=False, out="The cells.parquet to write.")

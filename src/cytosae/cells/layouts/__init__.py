@@ -59,7 +59,7 @@ def _guess(source: Path) -> str:
             column = pq.read_schema(source)
             image = column.field("image").type if column.names.count("image") == 1 else None
             text = image is not None and (pa.types.is_string(image) or pa.types.is_large_string(image))
-            return "manifest" if text or "image" in column.names and image is None else "hf-parquet"
+            return "manifest" if text or ("image" in column.names and image is None) else "hf-parquet"
         except (OSError, pa.ArrowException):
             return "hf-parquet"
     if source.is_dir() and ((source / "dataset_info.json").is_file() or (source / "dataset_dict.json").is_file()):

@@ -38,8 +38,8 @@ class VocBoxes:
         path = self._files.of(field)
         if path is None:
             return None
-        from defusedxml import DefusedXmlException
-        from defusedxml.ElementTree import ParseError, fromstring
+        from defusedxml import DefusedXmlException  # type: ignore[import-untyped, unused-ignore]
+        from defusedxml.ElementTree import ParseError, fromstring  # type: ignore[import-untyped, unused-ignore]
 
         try:
             root = fromstring(_read(path, _MAX_FIELD_BYTES), forbid_dtd=True)
@@ -146,7 +146,9 @@ class CocoBoxes:
                     labelled = LabelledBox(labelled.label, None, "the box is of a crowd, not of one cell")
                 self._boxes[field_name].append(labelled)
         except (KeyError, TypeError, AttributeError) as error:
-            raise CytosaeError(f"{path} is no COCO file ({type(error).__name__}: {error}); mend or remove it.") from None
+            raise CytosaeError(
+                f"{path} is no COCO file ({type(error).__name__}: {error}); mend or remove it."
+            ) from None
 
     def _place(self, path: Path, name: str) -> str:
         """The field's path below the source: beside the file, in ``images``, or a folder of the same name."""
@@ -228,7 +230,9 @@ def _number(value: Any) -> float:
 def _read(path: Path, limit: int) -> bytes:
     try:
         if path.stat().st_size > limit:
-            raise CytosaeError(f"{path} is too large for an annotation ({path.stat().st_size:,} bytes); check the file.")
+            raise CytosaeError(
+                f"{path} is too large for an annotation ({path.stat().st_size:,} bytes); check the file."
+            )
         return path.read_bytes()
     except OSError as error:
         raise CytosaeError(f"{path} cannot be read ({error.strerror}); check the file.") from None
@@ -239,5 +243,3 @@ def _decode(data: bytes, path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise CytosaeError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
-
-

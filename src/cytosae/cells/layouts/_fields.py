@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -55,7 +55,8 @@ def read_fields(source: Path, options: LayoutOptions) -> Source:
     if not source.is_dir():
         raise CytosaeError(f"{source} is no folder; give the folder that holds the fields and their boxes.")
     kind = _guess(source) if options.boxes == "auto" else options.boxes
-    boxes: Boxes = {"voc": VocBoxes, "coco": CocoBoxes, "yolo": YoloBoxes}[kind](source)
+    readers: dict[str, Callable[[Path], Boxes]] = {"voc": VocBoxes, "coco": CocoBoxes, "yolo": YoloBoxes}
+    boxes = readers[kind](source)
     passed: dict[str, int] = {}
     entries = _Entries(source, boxes, passed)
     if next(iter(entries), None) is None:

@@ -56,9 +56,13 @@ def read_folds(path: Path, chosen: int) -> Folds:
     """
     folders = {int(f.name[10:]): f for f in path.glob("data_fold_*") if f.name[10:].isdecimal() and f.is_dir()}
     if not folders:
-        raise CytosaeError(f"{path} has no folders data_fold_0, data_fold_1 ...; give the folder of the published folds.")
+        raise CytosaeError(
+            f"{path} has no folders data_fold_0, data_fold_1 ...; give the folder of the published folds."
+        )
     if chosen not in folders:
-        raise UsageError(f"{path} has no fold {chosen}; choose one of {', '.join(map(str, sorted(folders)))} with --fold.")
+        raise UsageError(
+            f"{path} has no fold {chosen}; choose one of {', '.join(map(str, sorted(folders)))} with --fold."
+        )
     names = {row["label_id"]: row["label_name"] for row in _rows(path / "label_map.csv", ("label_id", "label_name"))}
     parts: dict[int, dict[str, str]] = {}
     diagnoses: dict[str, str] = {}

@@ -95,7 +95,9 @@ def _shards(source: Path) -> list[Path]:
         and not p.name.startswith("cache-")
     )  # fmt: skip
     if not found:
-        raise CytosaeError(f"No image parquet or arrow file found below {source}; expected names like train-00000-of-00001.parquet.")
+        raise CytosaeError(
+            f"No image parquet or arrow file found below {source}; expected names like train-00000-of-00001.parquet."
+        )
     return found
 
 

@@ -47,12 +47,16 @@ def read_manifest_file(source: Path, options: LayoutOptions) -> Source:
     _, n_formulas = entries.check()
     notes = []
     if n_formulas:
-        notes.append(f"{n_formulas:,} values of {source.name} look like spreadsheet formulas and are kept as plain text")
+        notes.append(
+            f"{n_formulas:,} values of {source.name} look like spreadsheet formulas and are kept as plain text"
+        )
     types = {n: t for n, t in zip(names, rows.types, strict=True) if n not in (*KNOWN, "image", "um_per_px")}
     return Source(str(source.resolve().parent), entries, "manifest", {}, types, notes)
 
 
-def rename(columns: Sequence[str], mapping: dict[str, str], source: Path, needs: Sequence[str] = ("image",)) -> list[str]:
+def rename(
+    columns: Sequence[str], mapping: dict[str, str], source: Path, needs: Sequence[str] = ("image",)
+) -> list[str]:
     """Names of a source's columns in the table of cells.
 
     Raises
@@ -70,7 +74,9 @@ def rename(columns: Sequence[str], mapping: dict[str, str], source: Path, needs:
         if target not in targets:
             raise UsageError(f"--column cannot set {target!r}{nearest(target, targets)}.")
         if name not in columns:
-            raise CytosaeError(f"{source} has no column {name!r}{nearest(name, columns)}; mend --column {target}={name}.")
+            raise CytosaeError(
+                f"{source} has no column {name!r}{nearest(name, columns)}; mend --column {target}={name}."
+            )
     wanted = {name: target for target, name in mapping.items()}
     taken = set(SCHEMA.names) - set(targets)
     found = []
