@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cytosae.cells._give_away import GiveAway, give_aways
+from cytosae.cells._give_away import GiveAway, give_aways, sizes
 from cytosae.cells._table import KIND, VERSION
 from cytosae.storage import read_parquet_record, read_table
 
@@ -92,8 +93,9 @@ def audit_cells(path: Path | str) -> Audit:
     for name in ("dataset", "label", "diagnosis", "patient", "split", "mode", "file_header"):
         if name in ok and ok[name].notna().any():
             counts[name] = _counts(ok[name])
-    counts["size"] = _counts(ok["width"].astype("string").str.cat(ok["height"].astype("string"), sep=" x "))
-    scale = ok["um_per_px"].map(lambda v: f"{v:.4g}", na_action="ignore")
+    counts["size"] = _counts(sizes(ok))
+    scale = pd.Categorical(ok["um_per_px"].round(6))
+    scale = pd.Series(scale.rename_categories([f"{v:.4g}" for v in scale.categories]))
     audit = Audit(len(frame), len(ok), counts, _counts(frame.loc[frame["status"] != "ok", "reason"].map(_kind), ""),
                   _counts(scale, "unknown"))  # fmt: skip
     _duplicates(audit, ok)
@@ -109,9 +111,13 @@ def _load(path: Path) -> pd.DataFrame:
     schema = pq.read_schema(path)
     names = [n for n in _COLUMNS if n in schema.names]
     strings = [n for n in names if n != "sha256" and pa.types.is_string(schema.field(n).type)]
+    hashes = [int((text or "0")[:15], 16) for batch in pq.ParquetFile(path).iter_batches(8192, columns=["sha256"])
+              for text in batch["sha256"].to_pylist()]  # fmt: skip
+    names.remove("sha256")
     frame: pd.DataFrame = pq.read_table(path, columns=names, read_dictionary=strings).to_pandas(
         self_destruct=True, split_blocks=True
     )
+    frame["sha256"] = np.array(hashes, np.int64)
     return frame
 
 

@@ -20,7 +20,7 @@ MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 
 #: What a decoder may raise on hostile bytes. Anything else is a fault of ours and must be seen.
-_REFUSALS = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError, MemoryError,
+REFUSALS = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError, MemoryError,
              RuntimeError, ZeroDivisionError, AttributeError, zlib.error)  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def decode_image(data: bytes) -> Decoded:
         raise UnreadableImageError("not an image of a known format") from None
     except Image.DecompressionBombError:
         raise UnreadableImageError("too large") from None
-    except _REFUSALS as error:
+    except REFUSALS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnreadableImageError(f"cannot be decoded whole ({reason})") from None
 

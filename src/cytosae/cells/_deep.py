@@ -27,8 +27,11 @@ def decode_deep_tiff(
     ValueError
         A colour space, shape or range of values that has no single reading as RGB.
     """
+    import logging
+
     import tifffile
 
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong goes into the table, not to stderr
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page: Any = file.pages.first

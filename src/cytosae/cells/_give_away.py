@@ -64,10 +64,10 @@ def give_aways(ok: pd.DataFrame) -> list[GiveAway]:
     ok
         Usable cells with ``width``, ``height``, ``mode``, ``label``, and where known ``file_header``, ``file_bytes``.
     """
-    properties = {"image size": ok["width"].astype("string").str.cat(ok["height"].astype("string"), sep=" x ")}
+    properties = {"image size": sizes(ok)}
     if "file_header" in ok:
-        properties["file header"] = ok["file_header"].astype("string")
-    properties["colour mode"] = ok["mode"].astype("string")
+        properties["file header"] = ok["file_header"]
+    properties["colour mode"] = ok["mode"]
     if "file_bytes" in ok and ok["file_bytes"].notna().all() and len(ok) >= _MIN_CELLS:
         properties["file length"] = _tenths(ok["file_bytes"], "bytes")
     area = (ok["width"].astype(float) * ok["height"].astype(float)) ** 0.5
@@ -75,7 +75,7 @@ def give_aways(ok: pd.DataFrame) -> list[GiveAway]:
         properties["image size"] = _tenths(area, "px wide")
     found = []
     for target in ("label", "dataset"):
-        labels = ok[target].astype("string")
+        labels = ok[target]
         known = labels.notna().to_numpy()
         if known.sum() < _MIN_CELLS or labels[known].nunique() < 2:
             continue
@@ -83,6 +83,12 @@ def give_aways(ok: pd.DataFrame) -> list[GiveAway]:
             if values[known].nunique() > 1:
                 found.append(_measure(what, target, values[known], labels[known]))
     return sorted(found, key=lambda g: -g.gain)
+
+
+def sizes(ok: pd.DataFrame) -> pd.Series:
+    """``width x height`` of every cell, each distinct text held once."""
+    codes, pairs = pd.factorize(ok["width"].to_numpy() * 2**24 + ok["height"].to_numpy())
+    return pd.Series(pd.Categorical.from_codes(codes, [f"{p >> 24} x {p % 2**24}" for p in pairs]), index=ok.index)
 
 
 def _measure(what: str, target: str, values: pd.Series, labels: pd.Series) -> GiveAway:

@@ -9,8 +9,9 @@ END = b"\xff\xd9"
 #: Sum of the standard luminance table (ITU T.81, table K.1), which quality 50 uses as it is.
 _STANDARD_SUM = 3688
 
-#: Zero bytes behind the picture data: as many as the Huffman decoder fills its register with, far fewer than a row of blocks.
-_PADDING = b"\0" * 8
+#: Eight bytes of ones (written FF 00) behind the picture data: as many as the decoder fills its register with. Ones are no
+#: Huffman code, so they cannot pass for more than a block or two.
+_PADDING = b"\xff\0" * 8
 
 
 class BrokenJpegError(Exception):
@@ -97,7 +98,7 @@ def provable(data: bytes, header: JpegHeader) -> bytes:
     """Bytes that decode exactly when the picture is whole.
 
     libjpeg fills up what is missing before an end marker with grey and only murmurs. So the end marker of a one-scan
-    picture is replaced by a few zero bytes: a whole picture needs nothing behind its data, a cut one runs dry and is
+    picture is replaced by a few bytes of ones: a whole picture needs nothing behind its data, a cut one runs dry and is
     refused by the decoder. Of a picture in several scans only the end marker can be checked.
 
     Raises

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cytosae.cells._decode import UnreadableImageError, check_size, decode_image
+from cytosae.cells._decode import REFUSALS, UnreadableImageError, check_size, decode_image
 from cytosae.cells._jpeg import BrokenJpegError, JpegHeader, parse_jpeg, provable
 
 
@@ -45,7 +45,9 @@ def decode_fast(data: bytes) -> npt.NDArray[np.uint8]:
     """The pixels of `decode_image`, uint8 ``[height, width, 3]``, equal to the last bit, in less time where it can.
 
     Plain colour JPEG and plain 8-bit RGB TIFF, which nearly all cells are, go to libjpeg-turbo and libtiff directly;
-    everything else, and everything in doubt, goes to `decode_image`.
+    everything else, and everything in doubt, goes to `decode_image`. Meant for bytes that `decode_image` has accepted
+    once (the table of cells keeps their hash): of a JPEG that someone cut and closed again, the loss of a few blocks at
+    its very end can pass here.
     """
     if data.startswith(b"\xff\xd8\xff"):
         pixels = _jpeg(data)
@@ -100,7 +102,7 @@ def _imagecodecs_jpeg(data: bytes) -> npt.NDArray[np.uint8] | None:
     check_size(width, height)
     try:
         pixels: npt.NDArray[np.uint8] = imagecodecs.jpeg8_decode(data)
-    except (imagecodecs.Jpeg8Error, ValueError):
+    except (imagecodecs.Jpeg8Error, *REFUSALS):
         return None
     return pixels
 
@@ -154,6 +156,6 @@ def _tiff(data: bytes) -> npt.NDArray[np.uint8] | None:
     check_size(found[256], found[257])
     try:
         pixels: npt.NDArray[np.uint8] = imagecodecs.tiff_decode(data)
-    except (imagecodecs.TiffError, ValueError):
+    except (imagecodecs.TiffError, *REFUSALS):
         return None
     return pixels if pixels.shape == (found[257], found[256], 3) and pixels.dtype == np.uint8 else None
