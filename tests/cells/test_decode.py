@@ -171,7 +171,9 @@ def test_the_fast_path_has_the_pixels_of_the_published_one(real: list[bytes], pi
     off_by_more = total = 0
     for data, array in zip(real[:60], pixels, strict=False):
         for file in (data, encode(array, "TIFF", compression="tiff_lzw"), encode(array[:200, :180], "PNG")):
-            published = np.asarray(Image.open(io.BytesIO(file)).convert("RGB").resize((192, 192), Image.Resampling.BILINEAR))
+            published = np.asarray(
+                Image.open(io.BytesIO(file)).convert("RGB").resize((192, 192), Image.Resampling.BILINEAR)
+            )
             assert (read_resized(file, 192, exact=True) == published).all()
             gap = np.abs(read_resized(file, 192).astype(int) - published)
             assert gap.max() <= 2
@@ -197,7 +199,9 @@ def test_the_truth_table_of_awkward_files_holds(pack: Path) -> None:
             if row["kind"] == "derived" and row["file"] in EXPECTED:
                 expected, least = EXPECTED[row["file"]](source)
                 assert found.pixels.shape == expected.shape, row["file"]
-                assert psnr(found.pixels, expected) >= least or np.abs(found.pixels.astype(int) - expected).max() <= 2, row["file"]
+                assert (
+                    psnr(found.pixels, expected) >= least or np.abs(found.pixels.astype(int) - expected).max() <= 2
+                ), row["file"]
                 compared += 1
     assert compared == len(EXPECTED)
 

@@ -61,7 +61,9 @@ def test_acevedo_believes_the_prefix_not_the_leftover_folder(tree: Tree, real, t
 
 def test_matek19_reads_rgba_and_ignores_augmented_copies(tree: Tree, pixels, encode, tmp_path) -> None:
     rgba = np.dstack([pixels[0], np.full((224, 224), 255, np.uint8)])
-    files = {f"data/data/{c}/{c}_{i:04d}.tiff": encode(rgba, "TIFF", compression="tiff_lzw") for i, c in enumerate(MATEK19)}
+    files = {
+        f"data/data/{c}/{c}_{i:04d}.tiff": encode(rgba, "TIFF", compression="tiff_lzw") for i, c in enumerate(MATEK19)
+    }
     files |= {f"data/augmented/{c}/{c}_0001.tiff": b"never opened" for c in list(MATEK19)[:3]}
     built = build_table(tree(files), tmp_path / "c.parquet", layout="matek19", near_duplicates=False)
     frame = read_cells(built.path).frame
@@ -111,12 +113,17 @@ def test_aml_hehr_takes_the_published_fold_as_split(tree: Tree, real, pixels, en
     assert frame["split_fold_0"].equals(frame["split_fold_1"])
     assert frame["diagnosis"].nunique() == 5
     with pytest.raises(UsageError, match="no fold 7"):
-        build_table(source, tmp_path / "d.parquet", layout="aml_hehr", options=LayoutOptions(folds=tmp_path / "folds", fold=7))
+        build_table(
+            source, tmp_path / "d.parquet", layout="aml_hehr", options=LayoutOptions(folds=tmp_path / "folds", fold=7)
+        )
 
 
 def test_folds_that_leak_or_contradict_the_diagnosis_are_refused(tree: Tree, real, pixels, encode, tmp_path) -> None:
     source = tree(_hehr(real, pixels, encode))
-    for name, part, message in (("a", [("ABF", 3)], "a patient may be in one part only"), ("b", [("ZZZ", 2)], "folder says")):
+    for name, part, message in (
+        ("a", [("ABF", 3)], "a patient may be in one part only"),
+        ("b", [("ZZZ", 2)], "folder says"),
+    ):
         options = LayoutOptions(folds=_folds(tmp_path / name, test=part))
         with pytest.raises(CytosaeError, match=message):
             build_table(source, tmp_path / "c.parquet", layout="aml_hehr", options=options)
@@ -150,7 +157,10 @@ def test_manifests_come_as_tsv_and_parquet(tree: Tree, real, tmp_path, form) -> 
     root = tree({f"{i}.jpg": real[i] for i in range(3)})
     data = {"image": [str(root / "0.jpg"), "1.jpg", "./2.jpg"], "label": ["a", "b", None], "score": ["1", "2", "3"]}
     if form == "parquet":
-        pq.write_table(pa.table(data | {"score": [1, 2, 3], "label": pa.array(data["label"]).dictionary_encode()}), root / "m.parquet")
+        pq.write_table(
+            pa.table(data | {"score": [1, 2, 3], "label": pa.array(data["label"]).dictionary_encode()}),
+            root / "m.parquet",
+        )
     else:
         lines = ["\t".join(v or "" for v in row) for row in zip(*data.values(), strict=True)]
         (root / "m.tsv").write_text("\t".join(data) + "\n" + "\n".join(lines), "utf-8-sig")
@@ -188,7 +198,10 @@ def test_a_folder_that_datasets_saved_is_read(real, tmp_path) -> None:
         folder = root / split
         folder.mkdir(parents=True)
         table = _image_table(real, rows, [1] * len(rows))
-        with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+        with (
+            pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file,
+            pa.ipc.new_stream(file, table.schema) as out,
+        ):
             out.write_table(table)
         (folder / "cache-123.arrow").write_bytes(b"leftover")
     (root / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
@@ -217,7 +230,10 @@ def _annotated(kind: str, boxes) -> dict[str, bytes]:
     if kind == "voc":
         return {"Annotations/f1.xml": _voc(boxes)}
     if kind == "yolo":
-        lines = [f"{int(n == 'rbc')} {(a + c) / 896} {(b + d) / 896} {(c - a) / 448} {(d - b) / 448}" for n, a, b, c, d in boxes]
+        lines = [
+            f"{int(n == 'rbc')} {(a + c) / 896} {(b + d) / 896} {(c - a) / 448} {(d - b) / 448}"
+            for n, a, b, c, d in boxes
+        ]
         return {"labels/f1.txt": "\n".join(lines).encode(), "classes.txt": b"wbc\nrbc\n"}
     coco = {"images": [{"id": 5, "file_name": "f1.png", "width": 448, "height": 448}],
             "categories": [{"id": 1, "name": "wbc"}, {"id": 2, "name": "rbc"}],
@@ -280,11 +296,21 @@ def test_a_changed_field_is_noticed_when_its_cells_are_read(tree: Tree, pixels, 
 def test_boxes_that_are_none_are_quarantined_with_a_reason(tree: Tree, pixels, encode, tmp_path) -> None:
     field, boxes, _ = _field(pixels, encode)
     bad = [*boxes[:1], ("x", 9, 9, 9, 20), ("x", "nan", 1, 2, 3), ("x", 900, 900, 950, 950)]
-    files = {"a.png": field, "a.xml": _voc(bad), "b.png": field, "b.xml": _voc(boxes[:1], (640, 480)), "c.xml": _voc(boxes)}
+    files = {
+        "a.png": field,
+        "a.xml": _voc(bad),
+        "b.png": field,
+        "b.xml": _voc(boxes[:1], (640, 480)),
+        "c.xml": _voc(boxes),
+    }
     cells = read_cells(build_table(tree(files), tmp_path / "c.parquet", layout="fields").path)
     reasons = cells.frame["reason"].fillna("ok").tolist()
     assert reasons[0] == "ok"
-    assert [r.split()[0:3] for r in reasons[1:4]] == [["its", "box", "is"], ["its", "box", "is"], ["its", "box", "lies"]]
+    assert [r.split()[0:3] for r in reasons[1:4]] == [
+        ["its", "box", "is"],
+        ["its", "box", "is"],
+        ["its", "box", "lies"],
+    ]
     assert "640 x 480" in reasons[4]
     assert "no image was found" in reasons[5]
 
@@ -303,7 +329,9 @@ def test_coco_files_cannot_name_what_lies_outside(tree: Tree, pixels, encode, tm
     coco = json.loads(_annotated("coco", boxes)["instances.json"])
     coco["images"][0]["file_name"] = name
     with pytest.raises(CytosaeError, match="outside its folder"):
-        build_table(tree({"a.png": field, "a.json": json.dumps(coco).encode()}), tmp_path / "c.parquet", layout="fields")
+        build_table(
+            tree({"a.png": field, "a.json": json.dumps(coco).encode()}), tmp_path / "c.parquet", layout="fields"
+        )
 
 
 def test_links_to_folders_and_devices_are_not_followed(tree: Tree, real, tmp_path) -> None:
@@ -313,4 +341,4 @@ def test_links_to_folders_and_devices_are_not_followed(tree: Tree, real, tmp_pat
     built = build_table(root, tmp_path / "c.parquet")
     frame = read_cells(built.path).frame
     assert built.passed_over == {"link to a folder": 1}
-    assert frame["reason"].dropna().tolist() == ["the file cannot be opened"]
+    assert frame["reason"].dropna().tolist() == ["the file cannot be opened (it is no ordinary file)"]

@@ -24,7 +24,7 @@ from cytosae.cells._parts import PART_ROWS, Parts, TableWriter, table_schema
 from cytosae.cells._table import KIND, Cells, read_cells
 from cytosae.cells._thumb import THUMB_BYTES
 from cytosae.cells.layouts import LayoutOptions, Source, open_source
-from cytosae.storage import working_folder
+from cytosae.storage import commit_file, working_folder
 
 #: Columns that every table built from images carries behind those of the source.
 OWN = {"file_header": pa.string(), "file_bytes": pa.int64(), "near_duplicate_group": pa.int64()}
@@ -215,7 +215,7 @@ def _groups(parts: Parts, search: bool) -> npt.NDArray[np.int64]:
         return first[place]
     order = np.sort(first)  # the different images, by their first cell
     flat = parts.folder / "thumbs.bin"
-    with flat.open("wb") as file:
+    with commit_file(flat) as temporary, temporary.open("wb") as file:
         for k in range(n_parts):
             low, high = np.searchsorted(order, [k * PART_ROWS, (k + 1) * PART_ROWS])
             file.write(parts.thumbs(k)[order[low:high] - k * PART_ROWS].tobytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +97,8 @@ class Inspector:
         except UnreadableImageError as error:
             row |= {"status": "quarantined", "reason": str(error)}
         except CytosaeError as error:
-            reason = str(error).partition("cannot be read any more (")[2].partition(")")[0]
+            found = re.search(r"cannot be read[^(]*\(([^)]*)\)", str(error))
+            reason = found.group(1) if found else ""
             row |= {"status": "quarantined", "reason": f"the file cannot be opened{f' ({reason})' if reason else ''}"}
         return {**entry.extra, **row}, thumb
 

@@ -29,7 +29,12 @@ class Parts:
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         self.folder, self.schema = folder, schema
         self._with_thumb = schema.append(pa.field(_THUMB, pa.binary(THUMB_BYTES)))
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CytosaeError(
+                f"Cannot write {folder.parent} ({error.strerror}); choose another --out, in a folder where you may write."
+            ) from None
 
     def path(self, number: int) -> Path:
         """Where a part lies."""
