@@ -17,9 +17,9 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,15 @@ _tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, 
 
 def published_small(data: bytes) -> Image.Image:
     return _resize(Image.open(io.BytesIO(data)).convert("RGB"))  # type: ignore[no-any-return]
+
+
+def published_pixels(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def each(call: Callable[[Any], object], items: Sequence[Any]) -> None:
+    for item in items:
+        call(item)
 
 
 def published_batch(files: list[bytes]) -> torch.Tensor:
@@ -148,21 +157,20 @@ def main() -> None:
     }
     for kind, (files, what) in {"JPEG": jpeg_files(), "TIFF": tiff_files()}.items():
         batches = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
-        rows: dict[str, Any] = {
-            "files": what,
-            "decode_and_resize": ratio(lambda f=files: [published_small(d) for d in f],  # type: ignore[misc]
-                                       lambda f=files: [read_resized(d, SIDE) for d in f], given.repeats),
-            "to_normalised_tensor": ratio(lambda b=batches: [published_batch(f) for f in b],  # type: ignore[misc]
-                                          lambda b=batches: [our_batch(f) for f in b], given.repeats),
-            "decode_and_resize_exact": ratio(lambda f=files: [published_small(d) for d in f],  # type: ignore[misc]
-                                             lambda f=files: [read_resized(d, SIDE, exact=True) for d in f], given.repeats),
-            "decode_alone": ratio(lambda f=files: [Image.open(io.BytesIO(d)).convert("RGB") for d in f],  # type: ignore[misc]
-                                  lambda f=files: [decode_fast(d) for d in f], given.repeats),
-            "values_by_difference": differences(files),
-        }  # fmt: skip
+        calls: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "decode_and_resize": (partial(each, published_small, files), partial(each, read_resized, files)),
+            "to_normalised_tensor": (partial(each, published_batch, batches), partial(each, our_batch, batches)),
+            "decode_and_resize_exact": (
+                partial(each, published_small, files),
+                partial(each, partial(read_resized, exact=True), files),
+            ),
+            "decode_alone": (partial(each, published_pixels, files), partial(each, decode_fast, files)),
+        }
+        rows: dict[str, Any] = {"files": what, "values_by_difference": differences(files)}
+        rows |= {name: ratio(first, second, given.repeats) for name, (first, second) in calls.items()}
         result["kinds"][kind] = rows
         print(f"{kind} ({what}), published time over ours:")
-        for name in ("decode_and_resize", "to_normalised_tensor", "decode_and_resize_exact", "decode_alone"):
+        for name in calls:
             print(
                 f"  {name:24} {rows[name]['median']:.2f}x  ({rows[name]['lowest']:.2f} to {rows[name]['highest']:.2f})"
             )
@@ -173,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

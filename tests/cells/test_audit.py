@@ -68,7 +68,7 @@ def test_a_class_that_its_size_gives_away_is_named(tree: Tree, pixels, encode, t
     assert size.serious
     assert size.accuracy == 1.0
     assert size.guess == pytest.approx(14 / 26)
-    assert ("60 x 60", 12, "platelet", 1.0) in size.examples
+    assert ("60 x 60", 12, "platelet", 1.0, 12 / 26) in size.examples
 
 
 def test_chance_is_not_called_a_shortcut() -> None:
@@ -87,6 +87,7 @@ def test_chance_is_not_called_a_shortcut() -> None:
 def test_the_size_leak_of_acevedo_is_found(pack: Path, tmp_path) -> None:
     build_table(pack / "acevedo_pbc", tmp_path / "c.parquet", layout="acevedo", near_duplicates=False)
     found = {g.what: g for g in audit_cells(tmp_path / "c.parquet").give_aways}
+    assert [value[:3] for value in found["image size"].telling] == [("360 x 360", 47, "ig")]
     assert found["image size"].serious
 
 

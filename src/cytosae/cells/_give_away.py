@@ -27,14 +27,14 @@ class GiveAway:
     accuracy, guess
         Share of cells predicted by the property, and by the commonest class alone.
     examples
-        Value, number of cells with it, its commonest class, and that class's share among them.
+        Value, number of cells with it, its commonest class, that class's share among them, and among all cells.
     """
 
     what: str
     target: str
     accuracy: float
     guess: float
-    examples: list[tuple[str, int, str, float]]
+    examples: list[tuple[str, int, str, float, float]]
 
     @property
     def gain(self) -> float:
@@ -43,12 +43,23 @@ class GiveAway:
 
     @property
     def serious(self) -> bool:
-        """Whether a model could profit from it."""
-        return self.gain >= SERIOUS
+        """Whether a model could profit from it: over all cells, or over those of one value."""
+        return self.gain >= SERIOUS or bool(self.telling)
+
+    @property
+    def telling(self) -> list[tuple[str, int, str, float, float]]:
+        """The examples that by themselves give a class away."""
+        return [e for e in self.examples if e[1] >= _MIN_CELLS and e[3] >= max(0.5, 2 * e[4])]
 
     def sentence(self) -> str:
         """The finding in words."""
-        value, n, label, share = self.examples[0] if self.examples else ("", 0, "", 0.0)
+        if self.gain < SERIOUS and self.telling:
+            value, n, label, share, prior = self.telling[0]
+            return (
+                f"the {self.what} {value} gives the {self.target} away: "
+                f"{share:.0%} of {n:,} cells are {label}, {prior:.0%} of all"
+            )
+        value, n, label, share, _ = self.examples[0] if self.examples else ("", 0, "", 0.0, 0.0)
         example = f" ({value}: {share:.0%} of {n:,} cells are {label})" if self.examples else ""
         return (
             f"the {self.what} alone tells the {self.target} of {self.accuracy:.0%} of the cells, "
@@ -107,7 +118,14 @@ def _measure(what: str, target: str, values: pd.Series, labels: pd.Series) -> Gi
     excess = (shares - total[best] / n) * counts.sum(axis=1)
     order = [i for i in np.argsort(-excess, kind="stable")[:5] if counts[i].sum() >= 5 and excess[i] > 0]
     examples = [
-        (str(table.index[i]), int(counts[i].sum()), str(table.columns[best[i]]), float(shares[i])) for i in order
+        (
+            str(table.index[i]),
+            int(counts[i].sum()),
+            str(table.columns[best[i]]),
+            float(shares[i]),
+            float(total[best[i]] / n),
+        )
+        for i in order
     ]
     return GiveAway(what, target, right / n, guess, examples)
 
