@@ -102,6 +102,7 @@ def test_quarantined_cells_stay_in_the_table_with_their_reason(tree: Tree, real,
     assert (len(cells), cells.n_quarantined) == (8, 3)
     assert cells.frame["reason"].notna().sum() == 3
     printed = capfd.readouterr().out
+    assert printed.count("\n") == 1
     assert "8 cells, 1 labels; 3 quarantined (the first: a/cut.jpg" in printed
     assert run(["cells", str(root), "--out", str(tmp_path / "d.parquet"), "--on-error", "fail", "--quiet"]) == 1
     assert "a/cut.jpg: cannot be decoded whole" in capfd.readouterr().err
@@ -151,7 +152,7 @@ def test_a_million_rows_of_missing_files_stop_early(tree: Tree, tmp_path) -> Non
 def test_formula_cells_stay_text_and_never_reach_the_page_as_markup(tree: Tree, real, tmp_path, capfd) -> None:
     rows = 'image,label,patient\n0.jpg,"=HYPERLINK(""http://x"")",P1\n1.jpg,<script>alert(1)</script>,-5\n'
     root = tree({"0.jpg": real[0], "1.jpg": real[1], "m.csv": rows.encode()})
-    assert run(["cells", str(root / "m.csv"), "--out", str(tmp_path / "cells.parquet"), "--quiet"]) == 0
+    assert run(["cells", str(root / "m.csv"), "--out", str(tmp_path / "cells.parquet")]) == 0
     assert "1 values of m.csv look like spreadsheet formulas" in capfd.readouterr().out
     assert read_cells(tmp_path / "cells.parquet").frame["label"][0] == '=HYPERLINK("http://x")'
     page = (tmp_path / "cells.html").read_text("utf-8")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cytosae import _progress
 from cytosae._errors import UsageError, nearest
 from cytosae.cli._common import done, verb
 
@@ -84,10 +85,10 @@ def read(source: Path, out: Path, **given: Any) -> None:
     built = build_table(source, out, layout=given["layout"], on_error=given["on_error"], options=options, cut=cut,
                         near_duplicates=given["near_duplicates"])  # fmt: skip
     audit = audit_cells(out)
-    for line in audit.lines():
-        click.echo(line)
-    for note in [*built.notes, *(f"passed over: {n:,} {reason}" for reason, n in built.passed_over.items())]:
-        click.echo(f"  {note}")
+    if _progress._enabled:  # --quiet leaves the last line only
+        passed = [f"passed over: {n:,} {reason}" for reason, n in built.passed_over.items()]
+        for line in [*audit.lines(), *(f"  {note}" for note in [*built.notes, *passed])]:
+            click.echo(line)
     text = f"Wrote {out}"
     if given["page"]:
         page = out.with_suffix(".html")
