@@ -88,7 +88,10 @@ def audit_cells(path: Path | str) -> Audit:
         No such table.
     """
     frame = _load(Path(path))
-    ok = frame[frame["status"] == "ok"].astype({"width": "int64", "height": "int64"})
+    reasons = _counts(frame.loc[frame["status"] != "ok", "reason"].map(_kind), "")
+    n_cells, ok = len(frame), frame[frame["status"] == "ok"].drop(columns=["reason", "status"])
+    del frame
+    ok = ok.astype({"width": "int64", "height": "int64"})
     counts = {}
     for name in ("dataset", "label", "diagnosis", "patient", "split", "mode", "file_header"):
         if name in ok and ok[name].notna().any():
@@ -96,7 +99,7 @@ def audit_cells(path: Path | str) -> Audit:
     counts["size"] = _counts(sizes(ok))
     scale = pd.Categorical(ok["um_per_px"].round(6))
     scale = pd.Series(scale.rename_categories([f"{v:.4g}" for v in scale.categories]))
-    audit = Audit(len(frame), len(ok), counts, _counts(frame.loc[frame["status"] != "ok", "reason"].map(_kind), ""),
+    audit = Audit(n_cells, len(ok), counts, reasons,
                   _counts(scale, "unknown"))  # fmt: skip
     _duplicates(audit, ok)
     _leaks(audit, ok)
@@ -111,17 +114,18 @@ def _load(path: Path) -> pd.DataFrame:
     schema = pq.read_schema(path)
     names = [n for n in _COLUMNS if n in schema.names]
     strings = [n for n in names if n != "sha256" and pa.types.is_string(schema.field(n).type)]
-    hashes = [int((text or "0")[:15], 16) for batch in pq.ParquetFile(path).iter_batches(8192, columns=["sha256"])
-              for text in batch["sha256"].to_pylist()]  # fmt: skip
     names.remove("sha256")
+    batches = pq.ParquetFile(path).iter_batches(8192, columns=["sha256"])
+    hashes = np.fromiter((int((t or "0")[:15], 16) for b in batches for t in b["sha256"].to_pylist()), np.int64)
     frame: pd.DataFrame = pq.read_table(path, columns=names, read_dictionary=strings).to_pandas(
         self_destruct=True, split_blocks=True
     )
-    frame["sha256"] = np.array(hashes, np.int64)
+    frame["sha256"] = hashes
     return frame
 
 
 def _duplicates(audit: Audit, ok: pd.DataFrame) -> None:
+    ok = ok[[c for c in ("cell_id", "sha256", "label", "near_duplicate_group") if c in ok]]
     same = ok[ok["sha256"].duplicated(keep=False)]
     groups = same.groupby("sha256", sort=False)
     audit.n_identical = groups.ngroups

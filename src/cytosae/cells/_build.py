@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -221,14 +221,17 @@ def _groups(parts: Parts, search: bool) -> npt.NDArray[np.int64]:
             file.write(parts.thumbs(k)[order[low:high] - k * PART_ROWS].tobytes())
     say(f"near duplicates: comparing {len(order):,} different images")
     with flat.open("rb") as file:
-        found = near_duplicate_groups(_thumb_reader(file.fileno()), len(order))
+        found = near_duplicate_groups(_thumb_reader(file), len(order))
     return order[found[np.searchsorted(order, first)]][place]
 
 
-def _thumb_reader(file: int) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]:
+def _thumb_reader(file: BinaryIO) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]:
     def read(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        data = b"".join(os.pread(file, THUMB_BYTES, int(k) * THUMB_BYTES) for k in numbers)
-        return np.frombuffer(data, np.uint8).reshape(-1, THUMB_BYTES)
+        thumbs = np.empty((len(numbers), THUMB_BYTES), np.uint8)
+        for place, number in enumerate(numbers.tolist()):
+            file.seek(number * THUMB_BYTES)
+            thumbs[place] = np.frombuffer(file.read(THUMB_BYTES), np.uint8)
+        return thumbs
 
     return read
 

@@ -43,7 +43,12 @@ class GiveAway:
 
     @property
     def serious(self) -> bool:
-        """Whether a model could profit from it: over all cells, or over those of one value."""
+        """Whether a model could profit from it: over all cells, or over those of one value.
+
+        The length of a file also follows what the picture shows, so it counts only where it tells data sets apart.
+        """
+        if self.what == "file length" and self.target == "label":
+            return False
         return self.gain >= SERIOUS or bool(self.telling)
 
     @property
