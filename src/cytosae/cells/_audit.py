@@ -97,10 +97,7 @@ def audit_cells(path: Path | str) -> Audit:
         if name in ok and ok[name].notna().any():
             counts[name] = _counts(ok[name])
     counts["size"] = _counts(sizes(ok))
-    scale = pd.Categorical(ok["um_per_px"].round(6))
-    scale = pd.Series(scale.rename_categories([f"{v:.4g}" for v in scale.categories]))
-    audit = Audit(n_cells, len(ok), counts, reasons,
-                  _counts(scale, "unknown"))  # fmt: skip
+    audit = Audit(n_cells, len(ok), counts, reasons, _counts(ok["um_per_px"].round(6), "unknown"))
     _duplicates(audit, ok)
     _leaks(audit, ok)
     audit.give_aways = give_aways(ok)

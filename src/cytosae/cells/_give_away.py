@@ -104,7 +104,8 @@ def give_aways(ok: pd.DataFrame) -> list[GiveAway]:
 def sizes(ok: pd.DataFrame) -> pd.Series:
     """``width x height`` of every cell, each distinct text held once."""
     codes, pairs = pd.factorize(ok["width"].to_numpy() * 2**24 + ok["height"].to_numpy())
-    return pd.Series(pd.Categorical.from_codes(codes, [f"{p >> 24} x {p % 2**24}" for p in pairs]), index=ok.index)
+    names = pd.Index([f"{int(p) >> 24} x {int(p) % 2**24}" for p in pairs])
+    return pd.Series(pd.Categorical.from_codes(codes, names), index=ok.index)
 
 
 def _measure(what: str, target: str, values: pd.Series, labels: pd.Series) -> GiveAway:
