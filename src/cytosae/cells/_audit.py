@@ -66,9 +66,9 @@ class Audit:
         if self.reasons:
             out.append(f"! quarantined: {_brief(self.reasons)}")
         if self.n_contradicting:
-            out.append(f"! identical files under different labels: {self.n_contradicting:,} files")
+            out.append(f"! identical files under different labels: {self.n_contradicting:,}")
         if self.n_identical:
-            out.append(f"  identical files: {self.n_identical:,} files occur more than once")
+            out.append(f"  files that occur more than once: {self.n_identical:,}")
         if self.n_near:
             labels = (
                 f", {self.n_near_contradicting:,} of them under different labels" if self.n_near_contradicting else ""
