@@ -2,82 +2,243 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import pandas as pd
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from cytosae._errors import CytosaeError
-from cytosae._progress import track
-from cytosae.cells._decode import UnreadableImageError, decode_image
+from cytosae._errors import CytosaeError, UsageError
+from cytosae._progress import Meter, say
+from cytosae._version import __version__
 from cytosae.cells._images import ImageReader
-from cytosae.cells._table import SCHEMA, Cells, read_cells, write_cells
-from cytosae.cells.layouts import Entry, Source, open_source
-from cytosae.storage import hash_bytes
+from cytosae.cells._inspect import Cut, Inspector
+from cytosae.cells._near import near_duplicate_groups
+from cytosae.cells._parts import PART_ROWS, Parts, TableWriter, table_schema
+from cytosae.cells._table import KIND, Cells, read_cells
+from cytosae.cells._thumb import THUMB_BYTES
+from cytosae.cells.layouts import LayoutOptions, Source, open_source
+from cytosae.storage import commit_file, working_folder
+
+#: Columns that every table built from images carries behind those of the source.
+OWN = {"file_header": pa.string(), "file_bytes": pa.int64(), "near_duplicate_group": pa.int64()}
+
+#: So many missing files at the beginning mean a wrong folder, not a gap.
+_HOPELESS = 2 * PART_ROWS
 
 
-def build_cells(source: Path | str, out: Path | str, *, layout: str = "auto", on_error: str = "quarantine") -> Cells:
+@dataclass(frozen=True)
+class Built:
+    """What a build has to say beside its table.
+
+    Attributes
+    ----------
+    path
+        The table.
+    n_cells, n_quarantined
+        Rows, and those whose image cannot be read whole.
+    first
+        Image and reason of the first quarantined cell.
+    passed_over
+        What the layout did not take, and how often.
+    notes
+        What the person should know, a sentence each.
+    """
+
+    path: Path
+    n_cells: int
+    n_quarantined: int
+    first: str
+    passed_over: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def build_cells(
+    source: Path | str, out: Path | str, *, layout: str = "auto", on_error: str = "quarantine", **options: Any
+) -> Cells:
     """Open every image of a source and write the table of its cells.
 
     Parameters
     ----------
     source
-        A folder of class folders, a manifest (CSV, TSV, parquet), or an image parquet.
+        A folder of class folders, a manifest (CSV, TSV, parquet), an image parquet, or a known data set.
     out
         The table to write.
     layout
         A name of `LAYOUTS`, or ``auto``.
     on_error
         ``quarantine`` keeps a cell whose image cannot be read whole, with the reason; ``fail`` stops there.
+    options
+        Further options of `build_table`.
 
     Raises
     ------
     CytosaeError
         The source has no readable image, or (``fail``) one of them is unreadable.
     """
-    source, out = Path(source), Path(out)
-    found = open_source(source, layout)
-    reader = ImageReader(found.root)
-    rows = []
-    for cell_id, entry in enumerate(track(found.entries, len(found.entries), "cells", "images")):
-        row = _inspect(entry, reader)
-        if on_error == "fail" and row["status"] != "ok":
-            raise CytosaeError(f"{entry.image}: {row['reason']}; mend or remove it, or use --on-error quarantine.")
-        rows.append({"cell_id": cell_id, **row})
-    if all(row["status"] != "ok" for row in rows):
-        raise CytosaeError(
-            f"None of the {len(rows)} images of {source} can be read (the first: {rows[0]['image']}, {rows[0]['reason']})."
-        )
-    write_cells(out, _frame(rows), root=found.root, inputs={}, config=_config(found, on_error))
-    return read_cells(out)
+    return read_cells(build_table(source, out, layout=layout, on_error=on_error, **options).path)
 
 
-def _inspect(entry: Entry, reader: ImageReader) -> dict[str, Any]:
-    row: dict[str, Any] = {name: getattr(entry, name) for name in
-                           ("image", "label", "patient", "diagnosis", "dataset", "split", "mask", "um_per_px")}  # fmt: skip
-    row |= {"sha256": None, "width": None, "height": None, "mode": None, "status": "ok", "reason": None}
-    try:
-        data = reader.read(entry.image)
-        row["sha256"] = hash_bytes(data)
-        decoded = decode_image(data)
-        row["height"], row["width"] = decoded.pixels.shape[:2]
-        row["mode"] = decoded.mode
-    except UnreadableImageError as error:
-        row |= {"status": "quarantined", "reason": str(error)}
-    except CytosaeError:
-        row |= {"status": "quarantined", "reason": "the file cannot be opened"}
-    return {**{k: v for k, v in entry.extra.items() if k not in row}, **row}
+def build_table(
+    source: Path | str,
+    out: Path | str,
+    *,
+    layout: str = "auto",
+    on_error: str = "quarantine",
+    options: LayoutOptions | None = None,
+    cut: Cut | None = None,
+    near_duplicates: bool = True,
+) -> Built:
+    """As `build_cells`, in constant memory: the table is not read back.
+
+    Rows are kept in parts beside `out`, so that the same call goes on after a kill and ends in the same bytes.
+
+    Parameters
+    ----------
+    options
+        What the person says about the source.
+    cut
+        How cells are cut out.
+    near_duplicates
+        Whether to search them; without, every cell is its own `near_duplicate_group`.
+
+    Raises
+    ------
+    CytosaeError, UsageError
+        As `build_cells`.
+    """
+    if on_error not in ("quarantine", "fail"):
+        raise UsageError(f"--on-error {on_error!r} is unknown; use quarantine or fail.")
+    source, out, cut, options = Path(source), Path(out), cut or Cut(), options or LayoutOptions()
+    found = open_source(source, layout, options)
+    n, listing = _listing(found)
+    config = {"layout": found.layout, "on_error": on_error, "passed_over": dict(sorted(found.passed_over.items()))}
+    if cut != Cut():
+        config["cut"] = asdict(cut)
+    padded = {"padded_share": pa.float64()} if cut.um is not None or found.layout == "fields" else {}
+    schema = table_schema({**found.extra_types, **padded, **OWN})
+    work = {**config, "near_duplicates": near_duplicates, "program": __version__, "columns": schema.names}
+    folder = working_folder(out, kind=KIND, inputs={"listing": listing, "root": found.root}, config=work)
+    parts = Parts(folder, schema)
+    built = _inspect_all(found, parts, n, cut, fail=on_error == "fail", out=out, source=source)
+    _number_groups(parts, out, found.root, config, near_duplicates)
+    parts.remove()
+    return built
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows)
-    extra = [c for c in frame.columns if c not in SCHEMA.names]
-    for name in extra:  # a column of nothing but nulls, or of mixed kinds, is text
-        kinds = {type(v) for v in frame[name].dropna()}
-        if len(kinds) != 1:
-            frame[name] = frame[name].map(lambda v: None if pd.isna(v) else str(v)).astype("string")
-    return frame[[*SCHEMA.names, *extra]]
+def _listing(found: Source) -> tuple[int, str]:
+    """Number of entries, and the identity of what they name: their text, and size and time of every file."""
+    digest, n, files, reader = hashlib.sha256(), 0, dict[str, str](), ImageReader(found.root)
+    for entry in found.entries:
+        n += 1
+        path = os.fspath(reader.path(entry.image))
+        stamp = files.get(path)
+        if stamp is None:
+            if len(files) > 64:
+                files.clear()
+            try:
+                status = os.stat(path)
+                stamp = files[path] = f"{status.st_size},{status.st_mtime_ns}"
+            except (OSError, ValueError):
+                stamp = files[path] = "missing"
+        fields = (entry.image, entry.label, entry.patient, entry.diagnosis, entry.dataset, entry.split, entry.mask,
+                  entry.um_per_px, entry.box, entry.problem, *entry.extra.values(), stamp)  # fmt: skip
+        digest.update(repr(fields).encode("utf-8", "surrogateescape"))
+    return n, digest.hexdigest()
 
 
-def _config(found: Source, on_error: str) -> dict[str, Any]:
-    return {"layout": found.layout, "on_error": on_error, "passed_over": found.passed_over}
+def _inspect_all(found: Source, parts: Parts, n: int, cut: Cut, *, fail: bool, out: Path, source: Path) -> Built:
+    """Write all parts that are not yet there, and count."""
+    inspector, n_done, n_bad, first = Inspector(found.root, cut), parts.n_done(), 0, ""
+    bare = {"near_duplicate_group": None, "cell_id": None, **dict.fromkeys(found.extra_types)}
+    with Meter(n, "cells", "images") as meter:
+        for number, batch in enumerate(_batches(iter(found.entries))):
+            if number < n_done:
+                table = parts.read(number, ["image", "status", "reason"])
+                statuses = list(zip(*(c.to_pylist() for c in table.columns), strict=True))
+            else:
+                made = [inspector.row(entry) for entry in batch]
+                rows = [{**bare, **row, "cell_id": number * PART_ROWS + i} for i, (row, _) in enumerate(made)]
+                bad = next((row for row in rows if fail and row["status"] != "ok"), None)
+                if bad is not None:
+                    parts.remove()
+                    raise CytosaeError(
+                        f"{bad['image']}: {bad['reason']}; mend or remove it, or use --on-error quarantine."
+                    )
+                parts.write(number, rows, [thumb for _, thumb in made])
+                statuses = [(row["image"], row["status"], row["reason"]) for row in rows]
+            for image, status, reason in statuses:
+                if status != "ok":
+                    n_bad += 1
+                    first = first or f"{image}, {reason}"
+            meter.add(len(batch))
+            n_seen = min((number + 1) * PART_ROWS, n)
+            if n_bad == n_seen and (n_seen == n or (n_seen >= _HOPELESS and "cannot be opened" in first)):
+                parts.remove()
+                which = f"the {n}" if n_seen == n else f"the first {n_seen:,}"
+                raise CytosaeError(
+                    f"None of {which} images of {source} can be read (the first: {first}); "
+                    f"paths are taken relative to {found.root}."
+                )
+    return Built(out, n, n_bad, first, dict(found.passed_over), list(found.notes))
+
+
+def _batches(entries: Iterator[Any]) -> Iterator[list[Any]]:
+    while batch := list(islice(entries, PART_ROWS)):
+        yield batch
+
+
+def _number_groups(parts: Parts, out: Path, root: str, config: dict[str, Any], search: bool) -> None:
+    """Find the near duplicates and write the table."""
+    groups = _groups(parts, search)
+    place = parts.schema.get_field_index("near_duplicate_group")
+    with TableWriter(out, parts.schema, root=root, config=config, inputs={}) as writer:
+        start = 0
+        for table in parts:
+            column = pa.array(groups[start : start + table.num_rows], pa.int64())
+            writer.add(table.set_column(place, parts.schema.field(place), column))
+            start += table.num_rows
+
+
+def _groups(parts: Parts, search: bool) -> npt.NDArray[np.int64]:
+    """For every cell, the lowest cell_id among its identical files and near duplicates (its own where none)."""
+    n_parts = parts.n_done()
+    hashes = np.concatenate([_short_hashes(parts.read(k, ["sha256", "cell_id"])) for k in range(n_parts)])
+    _, first, place = np.unique(hashes, return_index=True, return_inverse=True)
+    if not search:
+        return first[place]
+    order = np.sort(first)  # the different images, by their first cell
+    flat = parts.folder / "thumbs.bin"
+    with commit_file(flat) as temporary, temporary.open("wb") as file:
+        for k in range(n_parts):
+            low, high = np.searchsorted(order, [k * PART_ROWS, (k + 1) * PART_ROWS])
+            file.write(parts.thumbs(k)[order[low:high] - k * PART_ROWS].tobytes())
+    say(f"near duplicates: comparing {len(order):,} different images")
+    with flat.open("rb") as file:
+        found = near_duplicate_groups(_thumb_reader(file), len(order))
+    return order[found[np.searchsorted(order, first)]][place]
+
+
+def _thumb_reader(file: BinaryIO) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]:
+    def read(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        thumbs = np.empty((len(numbers), THUMB_BYTES), np.uint8)
+        for place, number in enumerate(numbers.tolist()):
+            file.seek(number * THUMB_BYTES)
+            thumbs[place] = np.frombuffer(file.read(THUMB_BYTES), np.uint8)
+        return thumbs
+
+    return read
+
+
+def _short_hashes(table: pa.Table) -> npt.NDArray[np.uint64]:
+    """The first 64 bits of each file's hash; a cell without one gets bits of its own."""
+    ids = table["cell_id"].to_pylist()
+    texts = table["sha256"].to_pylist()
+    own = (hashlib.sha256(f"cell {i}".encode()).hexdigest() for i in ids)
+    return np.array([int((t or o)[:16], 16) for t, o in zip(texts, own, strict=True)], np.uint64)

@@ -1,18 +1,38 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from cytosae._errors import CytosaeError
-from cytosae.cells.layouts._entry import Entry, Source
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+from cytosae.cells.layouts._entry import EXTENSIONS, Entry, LayoutOptions, Source
 
 
-def read_folder(source: Path) -> Source:
+def read_folder(source: Path, options: LayoutOptions) -> Source:
     """Images below a folder; the label is the name of the first folder below it (none for images directly in it).
 
     Hidden files and folders, `__MACOSX` leftovers and files without an image extension are passed over and counted.
+
+    Raises
+    ------
+    CytosaeError
+        No such folder, or no image in it.
+    """
+    dataset = source.resolve().name
+    return walked(
+        source,
+        "folder",
+        lambda name: Entry(image=name, label=name.split("/")[0] if "/" in name else None, dataset=dataset),
+    )
+
+
+#: From a path below the source to an entry, or to the reason why it is passed over.
+Reading = Callable[[str], Entry | str]
+
+
+def walked(source: Path, layout: str, reading: Reading, **more: object) -> Source:
+    """A source of all images below a folder, each turned into an entry by `reading`.
 
     Raises
     ------
@@ -25,24 +45,60 @@ def read_folder(source: Path) -> Source:
         raise CytosaeError(
             f"{source} is a file; give a folder of images, a manifest (.csv, .tsv, .parquet), or --layout."
         )
-    passed = {"hidden": 0, "not an image file": 0}
-    found: list[str] = []
-    for folder, names, file_names in os.walk(source):
-        hidden = [n for n in names if n.startswith(".") or n == "__MACOSX"]
-        names[:] = sorted(n for n in names if n not in hidden)
-        for name in sorted(file_names):
-            if name.startswith("."):
-                passed["hidden"] += 1
-            elif not name.lower().endswith(EXTENSIONS):
-                passed["not an image file"] += 1
-            else:
-                found.append((Path(folder) / name).relative_to(source).as_posix())
-    if not found:
+    passed: dict[str, int] = {}
+    entries = _Walk(source, reading, passed)
+    if next(iter(entries), None) is None:
+        found = f" ({', '.join(f'{n} {reason}' for reason, n in passed.items())} passed over)" if passed else ""
         raise CytosaeError(
-            f"No image found below {source}; expected files ending in {', '.join(EXTENSIONS[:6])} in class folders."
+            f"No image found below {source} for layout {layout}{found}; "
+            f"expected files ending in {', '.join(EXTENSIONS[:6])} in the folders that docs/cells-{layout}.md shows."
         )
-    entries = [
-        Entry(image=name, label=name.split("/")[0] if "/" in name else None, dataset=source.resolve().name)
-        for name in sorted(found)
-    ]
-    return Source(str(source.resolve()), entries, "folder", {k: n for k, n in passed.items() if n})
+    return Source(str(source.resolve()), entries, layout, passed, **more)  # type: ignore[arg-type]
+
+
+def image_paths(source: Path, passed: dict[str, int] | None = None) -> Iterator[str]:
+    """Paths of all image files below a folder, relative to it, folder by folder in alphabetical order.
+
+    Memory holds the names of one folder at a time. Links to folders are not followed. `passed` counts what is left.
+    """
+    count = {} if passed is None else passed
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        names, folders = [], []
+        try:
+            with os.scandir(source / below) as listing:
+                for item in listing:
+                    if item.name.startswith(".") or item.name == "__MACOSX":
+                        count["hidden"] = count.get("hidden", 0) + 1
+                    elif item.is_dir(follow_symlinks=False):
+                        folders.append(item.name)
+                    elif item.name.lower().endswith(EXTENSIONS):
+                        names.append(item.name)
+                    elif item.is_dir():
+                        count["link to a folder"] = count.get("link to a folder", 0) + 1
+                    else:
+                        count["not an image file"] = count.get("not an image file", 0) + 1
+        except OSError as error:
+            raise CytosaeError(
+                f"The folder {source / below} cannot be listed ({error.strerror}); check its permissions."
+            ) from None
+        prefix = f"{below}/" if below else ""
+        yield from (prefix + name for name in sorted(names))
+        waiting += [prefix + name for name in sorted(folders, reverse=True)]
+
+
+@dataclass(frozen=True)
+class _Walk:
+    source: Path
+    reading: Reading
+    passed: dict[str, int]
+
+    def __iter__(self) -> Iterator[Entry]:
+        self.passed.clear()
+        for name in image_paths(self.source, self.passed):
+            entry = self.reading(name)
+            if isinstance(entry, str):
+                self.passed[entry] = self.passed.get(entry, 0) + 1
+            else:
+                yield entry
