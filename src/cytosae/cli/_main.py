@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "index": ("index", "Find exemplars, statistics and labels of every concept."),
     "explain": ("explain", "Show which concepts an image carries, and where."),
     "report": ("report", "Write one self-contained report.html of a run."),
+    "doctor": ("doctor", "Say what is here, what is missing, and the command that mends it."),
 }
 
 
