@@ -9,7 +9,7 @@ import click
 from cytosae.cli._common import done, precision, verb
 
 #: Seen by the dictionary; and the two sets of cells it never sees.
-TRAIN, HELDOUT = ("split=train",), ("split=test", "dataset=acevedo_pbc")
+TRAIN, HELDOUT, MARROW = ("split=train",), ("split=test", "dataset=acevedo_pbc"), ("dataset=bmc_marrow",)
 
 
 @verb("demo", out="The run folder to write.")
@@ -42,7 +42,7 @@ def command(source: Path | None, recipe: str, settings: tuple[str, ...], out: Pa
     backbone = load_backbone("dinov2-s", precision=precision("auto", device), device=device)
     store = extract_tokens(cells, backbone, out / "tokens")
     sae = fit(store, cells, chosen, out / "sae", seed=seed, where=TRAIN, heldout=HELDOUT, device=device)
-    for name, where in (("index", HELDOUT), ("index-train", TRAIN)):
+    for name, where in (("index", HELDOUT), ("index-train", TRAIN), ("index-marrow", MARROW)):
         index_concepts(cells, sae, out / name, store=store, where=where, cells_matrix=True, device=device)
     page = write_report(out, seed=seed)
     done(f"Wrote {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB): open it in a browser.")

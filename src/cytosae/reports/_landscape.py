@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 
+from cytosae.reports._axis import LogAxis
+
 WIDTH, HEIGHT = 760, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 110, 14, 52
 
@@ -43,19 +45,12 @@ class Landscape:
 def landscape(concepts: pd.DataFrame, shown: set[int], n_labels: int) -> Landscape:
     """Positions and colours of all concepts that are active at all; `shown` ones are marked and link to their card."""
     alive = concepts[(concepts["n_cells_active"] > 0) & concepts["mean_activation"].gt(0)]
-    x = np.log10(alive["mean_activation"].to_numpy(float))
-    y = np.log10(alive["frequency"].to_numpy(float))
+    x = alive["mean_activation"].to_numpy(float)
+    y = alive["frequency"].to_numpy(float)
     entropy = alive["label_entropy"].to_numpy(float)
     top_entropy = math.log(max(n_labels, 2))
-    xs, ys = _range(x), _range(y)
     box = (_LEFT, _TOP, WIDTH - _RIGHT, HEIGHT - _BOTTOM)
-
-    def px(v: float) -> float:
-        return box[0] + (v - xs[0]) / (xs[1] - xs[0]) * (box[2] - box[0])
-
-    def py(v: float) -> float:
-        return box[3] - (v - ys[0]) / (ys[1] - ys[0]) * (box[3] - box[1])
-
+    across, up = LogAxis.over(x, box[0], box[2]), LogAxis.over(y, box[3], box[1])
     map_ = colormaps["viridis"]
 
     def colour(value: float) -> str:
@@ -74,36 +69,12 @@ def landscape(concepts: pd.DataFrame, shown: set[int], n_labels: int) -> Landsca
             f"label entropy {row['label_entropy']:.2f}, most often {label}"
         )
         latent = int(row["latent"])
-        dots.append(Dot(px(x[i]), py(y[i]), colour(entropy[i]), latent, title, latent in shown))
+        dots.append(Dot(across.at(x[i]), up.at(y[i]), colour(entropy[i]), latent, title, latent in shown))
     dots.sort(key=lambda d: d.shown)
     bar = [(box[3] - (box[3] - box[1]) * k / 40, colour(top_entropy * k / 40)) for k in range(40, -1, -1)]
     steps = np.arange(0, top_entropy + 1e-9, 0.5)
     ticks = [(box[3] - (box[3] - box[1]) * v / top_entropy, f"{v:.1f}") for v in steps]
     return Landscape(
-        WIDTH, HEIGHT, dots, [(px(v), _power(v)) for v in _ticks(xs)], [(py(v), _power(v)) for v in _ticks(ys)],
+        WIDTH, HEIGHT, dots, across.ticks(), up.ticks(),
         box, bar, ticks, len(concepts) - len(alive),
     )  # fmt: skip
-
-
-def _range(values: np.ndarray) -> tuple[float, float]:
-    if not len(values):
-        return -1.0, 0.0
-    low, high = float(values.min()), float(values.max())
-    pad = max(0.04 * (high - low), 0.05)
-    return low - pad, high + pad
-
-
-def _ticks(span: tuple[float, float]) -> list[float]:
-    """1, 2, 5 x powers of ten within the span."""
-    out = []
-    for power in range(math.floor(span[0]), math.ceil(span[1]) + 1):
-        for step in (1, 2, 5) if span[1] - span[0] < 3 else (1,):
-            value = power + math.log10(step)
-            if span[0] <= value <= span[1]:
-                out.append(value)
-    return out
-
-
-def _power(value: float) -> str:
-    number = 10**value
-    return f"{number:.3g}" if number >= 1e-3 else f"{number:.0e}"

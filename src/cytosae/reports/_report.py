@@ -13,10 +13,11 @@ from cytosae._errors import CytosaeError
 from cytosae._progress import say
 from cytosae.evaluation import measure_controls
 from cytosae.reports._facts import about_run, quality
-from cytosae.reports._gallery import Gallery, make_gallery
+from cytosae.reports._gallery import make_gallery
 from cytosae.reports._landscape import landscape
 from cytosae.reports._one_cell import explained_cells
 from cytosae.reports._run import Run
+from cytosae.reports._transfer import transfer
 from cytosae.storage import commit_file
 
 
@@ -46,6 +47,7 @@ def write_report(run: Path | str, out: Path | str | None = None, *, seed: int = 
     target = Path(out) if out is not None else folder.folder / "report.html"
     say("report: drawing exemplars and maps")
     gallery = make_gallery(folder)
+    moved = transfer(folder, gallery)
     n_labels = len(folder.index.manifest["labels"])
     page = (
         _environment()
@@ -56,7 +58,8 @@ def write_report(run: Path | str, out: Path | str | None = None, *, seed: int = 
             gallery=gallery,
             landscape=landscape(folder.index.concepts, {c.latent for c in gallery.concepts}, n_labels),
             cells=explained_cells(folder, gallery),
-            sections=_sections(gallery),
+            transfer=moved,
+            sections=_sections(moved is not None),
         )
     )
     with commit_file(target) as temporary:
@@ -75,7 +78,7 @@ def _check(run: Run) -> None:
         raise CytosaeError(f"{run.folder / 'index'} was made from another cells.parquet than the run's; index again.")
 
 
-def _sections(gallery: Gallery) -> list[tuple[str, str]]:
+def _sections(with_transfer: bool) -> list[tuple[str, str]]:
     """Anchors and titles of the page's parts, for the line of links at the top."""
     return [
         ("run", "What was run"),
@@ -83,6 +86,7 @@ def _sections(gallery: Gallery) -> list[tuple[str, str]]:
         ("landscape", "All concepts"),
         ("gallery", "Concepts worth looking at"),
         ("cell", "A cell, patch by patch"),
+        *([("marrow", "On bone marrow")] if with_transfer else []),
         ("caveats", "What not to conclude"),
         ("provenance", "Provenance"),
     ]
