@@ -1,0 +1,225 @@
+"""L2 logistic regression on standardised features: fitting, prediction, and what each feature adds to each class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cytosae._errors import CytosaeError, UsageError, nearest
+from cytosae.patients._cohort import Floats, Ints
+from cytosae.storage import write_json
+
+KIND, VERSION = "patient_model", 1
+_ARRAYS = ("kept", "centre", "scale", "coefficients", "intercepts", "thresholds")
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """A multinomial logistic regression: logits = intercepts + coefficients @ ((x[kept] - centre) / scale).
+
+    Attributes
+    ----------
+    classes
+        Names of the K classes.
+    kept
+        int64 [m]: features used, positions in the whole vector.
+    centre, scale
+        float64 [m]: mean over the training patients; their standard deviation times sqrt(m), so that one grid of C fits
+        8 features and 800.
+    coefficients, intercepts
+        float64 [K, m] and [K].
+    C
+        Inverse strength of the penalty.
+    thresholds
+        float64 [n_latents] of the concepts (what `x` was counted with); empty for features that have none.
+    """
+
+    classes: tuple[str, ...]
+    kept: Ints
+    centre: Floats
+    scale: Floats
+    coefficients: Floats
+    intercepts: Floats
+    C: float
+    thresholds: Floats
+
+    def terms(self, x: Floats) -> Floats:
+        """What each feature adds to each logit: [K, m] for x [n_features]; logits = intercepts + terms.sum(1)."""
+        return np.asarray(self.coefficients * ((np.asarray(x, np.float64)[self.kept] - self.centre) / self.scale))
+
+    def logits(self, X: Floats) -> Floats:
+        """[n, K] for X [n, n_features]."""
+        return np.asarray(((X[:, self.kept] - self.centre) / self.scale) @ self.coefficients.T + self.intercepts)
+
+    def probabilities(self, X: Floats) -> Floats:
+        """[n, K]; each row adds up to 1."""
+        return softmax(self.logits(X))
+
+    def to_bytes(self) -> bytes:
+        """Everything fitted, byte for byte."""
+        head = json.dumps([list(self.classes), self.C]).encode()
+        return head + b"".join(np.ascontiguousarray(getattr(self, name)).tobytes() for name in _ARRAYS)
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """One patient explained by a linear model: exact, since logit = intercept + sum of the contributions.
+
+    Attributes
+    ----------
+    patient, classes
+        Who, and the K classes.
+    table
+        One row a concept used: ``latent``, ``value`` (the patient's profile), ``cohort_mean``, then one column a class,
+        the contribution to that class's logit.
+    intercepts, logits, probabilities
+        float64 [K].
+    """
+
+    patient: str
+    classes: tuple[str, ...]
+    table: pd.DataFrame
+    intercepts: Floats
+    logits: Floats
+    probabilities: Floats
+
+    def for_class(self, name: str) -> pd.DataFrame:
+        """``latent, value, cohort_mean, contribution``, from what speaks most for the class to what speaks most against.
+
+        Raises
+        ------
+        UsageError
+            No such class.
+        """
+        if name not in self.classes:
+            raise UsageError(f"The model has no class {name!r}{nearest(name, self.classes)}.")
+        out = self.table[["latent", "value", "cohort_mean"]].assign(contribution=self.table[name])
+        return out.sort_values(["contribution", "latent"], ascending=[False, True], ignore_index=True)
+
+
+def contributions(model: LinearModel, profiles: Any, patient: str) -> Contributions:
+    """What speaks for and against each class in one patient, concept by concept.
+
+    Parameters
+    ----------
+    model
+        A model of concept profiles.
+    profiles
+        AnnData counted with the model's thresholds.
+    patient
+        Its name.
+
+    Raises
+    ------
+    UsageError
+        No such patient.
+    CytosaeError
+        It has no usable cells, or the profiles were counted with other thresholds.
+    """
+    names = [str(v) for v in profiles.obs["patient"]]
+    if patient not in names:
+        raise UsageError(f"There is no patient {patient!r}{nearest(patient, names)}.")
+    if not np.array_equal(profiles.var["threshold"].to_numpy(np.float64), model.thresholds):
+        raise CytosaeError("These profiles were counted with other thresholds than the model's; read both from one folder.")
+    x = np.asarray(profiles.X, np.float64)[names.index(patient)]
+    if np.isnan(x).any():
+        raise CytosaeError(f"Patient {patient} has no usable cells, so there is nothing to explain.")
+    terms = model.terms(x)
+    logits = model.intercepts + terms.sum(1)
+    latents = profiles.var["latent"].to_numpy(np.int64)[model.kept]
+    table = pd.DataFrame({"latent": latents, "value": x[model.kept], "cohort_mean": model.centre})
+    for k, name in enumerate(model.classes):
+        table[name] = terms[k]
+    return Contributions(patient, model.classes, table, model.intercepts, logits, softmax(logits[None])[0])
+
+
+def fit_l2(
+    X: Floats, y: Ints, classes: Sequence[str], Cs: Sequence[float], keep: npt.NDArray[np.bool_], thresholds: Floats
+) -> list[LinearModel]:
+    """Fit one model a penalty: minimise the sum of log losses + |coefficients|^2 / (2 C), intercepts free.
+
+    Parameters
+    ----------
+    X, y
+        [n, n_features] and int64 [n] (positions in `classes`): the training patients.
+    keep
+        bool [n_features]: features to use; constant ones are left out besides.
+    thresholds
+        Recorded in the models.
+
+    Notes
+    -----
+    With fewer patients than features the penalised solution lies in the span of the patients, so the fit is made in
+    that span (singular value decomposition) and carried back: the same minimum, found in n dimensions.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    kept = np.flatnonzero(keep & (np.ptp(X, axis=0) > 1e-12))
+    if not len(kept):  # nothing to learn from: the class frequencies remain
+        prior = np.log(np.bincount(y, minlength=len(classes)) / len(y))
+        empty = np.zeros(0)
+        return [LinearModel(tuple(classes), kept, empty, empty, np.zeros((len(classes), 0)), prior - prior.mean(), c,
+                            thresholds) for c in Cs]  # fmt: skip
+    centre = X[:, kept].mean(0)
+    scale = X[:, kept].std(0) * np.sqrt(len(kept))
+    Z = (X[:, kept] - centre) / scale
+    basis: Floats | None = None
+    if len(kept) > len(y):
+        U, S, basis = np.linalg.svd(Z, full_matrices=False)
+        Z = U * S
+    solver = "newton-cholesky" if (Z.shape[1] + 1) * len(classes) <= 600 else "lbfgs"
+    out = []
+    for C in Cs:
+        fitted = LogisticRegression(C=C, solver=solver, tol=1e-8, max_iter=1000).fit(Z, y)
+        W, b = np.asarray(fitted.coef_, np.float64), np.asarray(fitted.intercept_, np.float64)
+        if len(classes) == 2:  # one logit against the other, shared evenly
+            W, b = np.concatenate([-W, W]) / 2, np.concatenate([-b, b]) / 2
+        W = W if basis is None else W @ basis
+        out.append(LinearModel(tuple(classes), kept, centre, scale, W, b - b.mean(), float(C), thresholds))
+    return out
+
+
+def softmax(logits: Floats) -> Floats:
+    """Rows of probabilities."""
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(raised / raised.sum(1, keepdims=True))
+
+
+def save_model(folder: Path, model: LinearModel, info: dict[str, Any]) -> None:
+    """Write `model.json` and `model.safetensors` (float64) into a folder that is being committed as a whole."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(getattr(model, name)) for name in _ARRAYS}
+    save_file(arrays, folder / "model.safetensors", metadata={"simulated": json.dumps(bool(info.get("simulated")))})
+    write_json(folder / "model.json", {
+        **info, "kind": KIND, "version": VERSION, "classes": list(model.classes), "C": model.C,
+        "n_concepts_used": len(model.kept),
+        "formula": "logits = intercepts + coefficients @ ((profile[kept] - centre) / scale); probabilities = softmax",
+    })  # fmt: skip
+
+
+def load_model(folder: Path | str) -> LinearModel:
+    """Read it back.
+
+    Raises
+    ------
+    CytosaeError
+        Missing, or not whole.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    try:
+        info = json.loads((folder / "model.json").read_text("utf-8"))
+        arrays = load_file(folder / "model.safetensors")
+        return LinearModel(classes=tuple(info["classes"]), C=float(info["C"]), **{name: arrays[name] for name in _ARRAYS})
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CytosaeError(f"{folder} holds no whole model ({type(error).__name__}: {error}); make it again.") from error
