@@ -55,7 +55,8 @@ def write_cells_by_concepts(
     var = concepts[["n_cells_active", "frequency", "max_activation", "label_entropy", "top_label_share"]].copy()
     var.index = pd.Index([str(i) for i in concepts["latent"]], name="concept")
     maximum, *rest = (
-        sp.vstack([sp.csr_matrix(p[i].astype(np.float32)) for p in pooled], format="csr") for i in range(1 + len(LAYERS))
+        sp.vstack([sp.csr_matrix(p[i].astype(np.float32)) for p in pooled], format="csr")
+        for i in range(1 + len(LAYERS))
     )
     layers = dict(zip(LAYERS, rest, strict=True))
     record = {"kind": KIND, "version": VERSION, "created_by": created_by(), "inputs": inputs}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from cytosae._errors import CytosaeError, UsageError
 from cytosae._progress import Meter
 from cytosae.patients._cohort import Cohort, Floats, Ints
-from cytosae.patients._linear import LinearModel, fit_l2
+from cytosae.patients._linear import SCALINGS, LinearModel, fit_l2
 from cytosae.patients._profiles import CellValues, ProfileRule, frequent
 from cytosae.patients._scores import METRICS, interval, patient_draws, score, verdict
 
@@ -27,7 +27,7 @@ class ClassifyConfig:
     n_repeats: int = 5
     """Repetitions with other folds; a patient's out-of-fold probabilities are averaged over them."""
     n_inner: int = 3
-    """Folds within the training part, in which C is chosen by log loss."""
+    """Folds within the training part, in which scaling and C are chosen by log loss."""
     Cs: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0)
     """Inverse penalties to choose from; the smallest of equals."""
     n_bootstrap: int = 2_000
@@ -108,7 +108,7 @@ def classify(cohort: Cohort, config: ClassifyConfig | None = None) -> Classifica
     config = config or ClassifyConfig()
     rows = cohort.judged
     target = cohort.classes[rows].astype(str)
-    classes = sorted(set(target))
+    classes = sorted({str(name) for name in target})
     y_rows = np.searchsorted(classes, target)
     _check(classes, np.bincount(y_rows, minlength=len(classes)), config, cohort.target)
     y = np.full(len(cohort.patients), -1, np.int64)
@@ -150,21 +150,21 @@ def stratified_folds(y: Ints, n_folds: int, key: list[int]) -> Ints:
 
 
 def _fit(design: _Design, train: Ints, y: Ints, classes: list[str], config: ClassifyConfig) -> LinearModel:
-    """Choose C within the training patients (thresholds, filter and scaling made anew in each inner part), then fit."""
+    """Choose scaling and C within the training patients (thresholds, filter and scaling made anew in each inner part), then fit."""
     X, keep, thresholds = design.features(train)
     n_inner = min(config.n_inner, int(np.bincount(y[train], minlength=len(classes)).min()))
-    best = config.Cs[0]
-    if n_inner >= 2 and len(config.Cs) > 1:
-        loss = np.zeros(len(config.Cs))
-        fold_of = stratified_folds(y[train], n_inner, [config.seed, 2**39])
-        for fold in range(n_inner):
-            part, rest = train[fold_of != fold], train[fold_of == fold]
-            X_part, keep_part, thresholds_part = design.features(part)
-            for i, model in enumerate(fit_l2(X_part[part], y[part], classes, config.Cs, keep_part, thresholds_part)):
-                p = model.probabilities(X_part[rest])[np.arange(len(rest)), y[rest]]
-                loss[i] -= np.log(np.maximum(p, 1e-300)).sum()
-        best = config.Cs[int(np.flatnonzero(loss <= loss.min() + 1e-12)[0])]
-    return fit_l2(X[train], y[train], classes, [best], keep, thresholds)[0]
+    settings = [(scaling, C) for scaling in SCALINGS for C in config.Cs]
+    loss = np.zeros(len(settings))
+    fold_of = stratified_folds(y[train], max(n_inner, 1), [config.seed, 2**39])
+    for fold in range(n_inner if n_inner >= 2 else 0):
+        part, rest = train[fold_of != fold], train[fold_of == fold]
+        X_part, keep_part, thresholds_part = design.features(part)
+        at = (X_part[part], y[part], classes, config.Cs, keep_part, thresholds_part)
+        for i, model in enumerate(m for scaling in SCALINGS for m in fit_l2(*at, scaling)):
+            p = model.probabilities(X_part[rest])[np.arange(len(rest)), y[rest]]
+            loss[i] -= np.log(np.maximum(p, 1e-300)).sum()
+    scaling, C = settings[int(np.flatnonzero(loss <= loss.min() + 1e-12)[0])]
+    return fit_l2(X[train], y[train], classes, [C], keep, thresholds, scaling)[0]
 
 
 def _designs(cohort: Cohort, config: ClassifyConfig) -> tuple[dict[str, _Design], dict[str, str]]:
@@ -202,7 +202,8 @@ def _record(
     weights = patient_draws(y, config.n_bootstrap, config.seed)
     scores = {name: score(p, y, weights) for name, p in P.items()}
     patients = cohort.patients["patient"].iloc[cohort.judged].tolist()
-    models, predictions = {}, {}
+    models: dict[str, Any] = {}
+    predictions: dict[str, Any] = {}
     for name, s in scores.items():
         fitted = [f.models[name] for f in folds if name in f.models]
         models[name] = {
@@ -210,13 +211,14 @@ def _record(
             "per_class": {c: {"f1": interval(s["f1"][:, k]), "n_patients": int((y == k).sum())}
                           for k, c in enumerate(classes)},
             "C_chosen": [m.C for m in fitted],
+            "scaling_chosen": [m.scaling for m in fitted],
             "n_features": [len(m.kept) for m in fitted],
         }  # fmt: skip
         predictions[name] = [
             {"patient": patients[i], "true": classes[y[i]], "predicted": classes[int(p.argmax())],
              "probabilities": dict(zip(classes, map(float, p), strict=True))} for i, p in enumerate(P[name])
         ]  # fmt: skip
-    differences = {}
+    differences: dict[str, Any] = {}
     for name in [b for b in BASELINES if b in scores]:
         differences[name] = {}
         for m in METRICS:

@@ -63,7 +63,7 @@ class Cohort:
     @property
     def classes(self) -> npt.NDArray[Any]:
         """The target of each patient; None where unknown."""
-        return self.patients[self.target].to_numpy(object)
+        return np.asarray(self.patients[self.target], dtype=object)
 
     @property
     def n_cells(self) -> Ints:
@@ -163,9 +163,13 @@ def _belong_together(index: ConceptIndex, cells: Cells, store: TokenStore | None
         return
     made_of = index.manifest["inputs"].get("tokens")
     if made_of is not None and made_of != store.hash:
-        raise CytosaeError(f"{index.folder} was made of other tokens than {store.folder}; give the same tokens to both.")
+        raise CytosaeError(
+            f"{index.folder} was made of other tokens than {store.folder}; give the same tokens to both."
+        )
     if made_of is None and store.manifest["inputs"].get("cells") != cells.hash:
-        raise CytosaeError(f"{store.folder} holds tokens of another table; make the index with these tokens (--tokens).")
+        raise CytosaeError(
+            f"{store.folder} holds tokens of another table; make the index with these tokens (--tokens)."
+        )
 
 
 def mean_tokens(store: TokenStore, cell_ids: Ints) -> Floats:
@@ -192,8 +196,7 @@ def _patients(frame: pd.DataFrame, indexed: set[int], target: str) -> pd.DataFra
     out[target] = out[target].where(out[target].notna(), None)
     for name, which in (("n_cells", used), ("n_quarantined", bad), ("n_not_indexed", ~used & ~bad)):
         out[name] = which.groupby(frame["patient"], sort=True).sum().to_numpy(np.int64)
-    for name in frame.columns:
-        if name not in _OF_CELLS and name not in out and not frame[name].isna().all():
-            if (groups[name].nunique(dropna=False) == 1).all():
-                out[name] = groups[name].first().to_numpy()
+    for name in (c for c in frame.columns if c not in _OF_CELLS and c not in out and frame[c].notna().any()):
+        if (groups[name].nunique(dropna=False) == 1).all():
+            out[name] = groups[name].first().to_numpy()
     return out

@@ -44,7 +44,9 @@ class DifferentialConfig:
             raise UsageError("n_permutations must be 1 or more, n_bootstrap 100 or more.")
 
 
-def differential(profiles: Any, config: DifferentialConfig | None = None, *, cohort: Cohort | None = None) -> pd.DataFrame:
+def differential(
+    profiles: Any, config: DifferentialConfig | None = None, *, cohort: Cohort | None = None
+) -> pd.DataFrame:
     """Compare every diagnosis with the rest, concept by concept.
 
     Parameters

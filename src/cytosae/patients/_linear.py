@@ -17,6 +17,10 @@ from cytosae.patients._cohort import Floats, Ints
 from cytosae.storage import write_json
 
 KIND, VERSION = "patient_model", 1
+#: ``common``: one divisor for all features, so that those that vary most weigh most (shares have one unit already);
+#: ``standard``: each by its own standard deviation. Either way the training patients' squared length is 1 on average,
+#: so that one grid of C fits 8 features and 800.
+SCALINGS = ("common", "standard")
 _ARRAYS = ("kept", "centre", "scale", "coefficients", "intercepts", "thresholds")
 
 
@@ -31,12 +35,11 @@ class LinearModel:
     kept
         int64 [m]: features used, positions in the whole vector.
     centre, scale
-        float64 [m]: mean over the training patients; their standard deviation times sqrt(m), so that one grid of C fits
-        8 features and 800.
+        float64 [m]: mean over the training patients; and what the differences to it are divided by (see `SCALINGS`).
     coefficients, intercepts
         float64 [K, m] and [K].
-    C
-        Inverse strength of the penalty.
+    C, scaling
+        Inverse strength of the penalty, and one of `SCALINGS`.
     thresholds
         float64 [n_latents] of the concepts (what `x` was counted with); empty for features that have none.
     """
@@ -48,6 +51,7 @@ class LinearModel:
     coefficients: Floats
     intercepts: Floats
     C: float
+    scaling: str
     thresholds: Floats
 
     def terms(self, x: Floats) -> Floats:
@@ -64,7 +68,7 @@ class LinearModel:
 
     def to_bytes(self) -> bytes:
         """Everything fitted, byte for byte."""
-        head = json.dumps([list(self.classes), self.C]).encode()
+        head = json.dumps([list(self.classes), self.C, self.scaling]).encode()
         return head + b"".join(np.ascontiguousarray(getattr(self, name)).tobytes() for name in _ARRAYS)
 
 
@@ -127,7 +131,9 @@ def contributions(model: LinearModel, profiles: Any, patient: str) -> Contributi
     if patient not in names:
         raise UsageError(f"There is no patient {patient!r}{nearest(patient, names)}.")
     if not np.array_equal(profiles.var["threshold"].to_numpy(np.float64), model.thresholds):
-        raise CytosaeError("These profiles were counted with other thresholds than the model's; read both from one folder.")
+        raise CytosaeError(
+            "These profiles were counted with other thresholds than the model's; read both from one folder."
+        )
     x = np.asarray(profiles.X, np.float64)[names.index(patient)]
     if np.isnan(x).any():
         raise CytosaeError(f"Patient {patient} has no usable cells, so there is nothing to explain.")
@@ -141,7 +147,13 @@ def contributions(model: LinearModel, profiles: Any, patient: str) -> Contributi
 
 
 def fit_l2(
-    X: Floats, y: Ints, classes: Sequence[str], Cs: Sequence[float], keep: npt.NDArray[np.bool_], thresholds: Floats
+    X: Floats,
+    y: Ints,
+    classes: Sequence[str],
+    Cs: Sequence[float],
+    keep: npt.NDArray[np.bool_],
+    thresholds: Floats,
+    scaling: str = "common",
 ) -> list[LinearModel]:
     """Fit one model a penalty: minimise the sum of log losses + |coefficients|^2 / (2 C), intercepts free.
 
@@ -153,6 +165,8 @@ def fit_l2(
         bool [n_features]: features to use; constant ones are left out besides.
     thresholds
         Recorded in the models.
+    scaling
+        One of `SCALINGS`.
 
     Notes
     -----
@@ -165,10 +179,12 @@ def fit_l2(
     if not len(kept):  # nothing to learn from: the class frequencies remain
         prior = np.log(np.bincount(y, minlength=len(classes)) / len(y))
         empty = np.zeros(0)
-        return [LinearModel(tuple(classes), kept, empty, empty, np.zeros((len(classes), 0)), prior - prior.mean(), c,
-                            thresholds) for c in Cs]  # fmt: skip
+        W = np.zeros((len(classes), 0))
+        b = prior - prior.mean()
+        return [LinearModel(tuple(classes), kept, empty, empty, W, b, c, scaling, thresholds) for c in Cs]
     centre = X[:, kept].mean(0)
-    scale = X[:, kept].std(0) * np.sqrt(len(kept))
+    spread = X[:, kept].std(0)
+    scale = spread * np.sqrt(len(kept)) if scaling == "standard" else np.full(len(kept), np.sqrt((spread**2).sum()))
     Z = (X[:, kept] - centre) / scale
     basis: Floats | None = None
     if len(kept) > len(y):
@@ -182,7 +198,7 @@ def fit_l2(
         if len(classes) == 2:  # one logit against the other, shared evenly
             W, b = np.concatenate([-W, W]) / 2, np.concatenate([-b, b]) / 2
         W = W if basis is None else W @ basis
-        out.append(LinearModel(tuple(classes), kept, centre, scale, W, b - b.mean(), float(C), thresholds))
+        out.append(LinearModel(tuple(classes), kept, centre, scale, W, b - b.mean(), float(C), scaling, thresholds))
     return out
 
 
@@ -199,7 +215,7 @@ def save_model(folder: Path, model: LinearModel, info: dict[str, Any]) -> None:
     arrays = {name: np.ascontiguousarray(getattr(model, name)) for name in _ARRAYS}
     save_file(arrays, folder / "model.safetensors", metadata={"simulated": json.dumps(bool(info.get("simulated")))})
     write_json(folder / "model.json", {
-        **info, "kind": KIND, "version": VERSION, "classes": list(model.classes), "C": model.C,
+        **info, "kind": KIND, "version": VERSION, "classes": list(model.classes), "C": model.C, "scaling": model.scaling,
         "n_concepts_used": len(model.kept),
         "formula": "logits = intercepts + coefficients @ ((profile[kept] - centre) / scale); probabilities = softmax",
     })  # fmt: skip
@@ -220,6 +236,13 @@ def load_model(folder: Path | str) -> LinearModel:
     try:
         info = json.loads((folder / "model.json").read_text("utf-8"))
         arrays = load_file(folder / "model.safetensors")
-        return LinearModel(classes=tuple(info["classes"]), C=float(info["C"]), **{name: arrays[name] for name in _ARRAYS})
+        return LinearModel(
+            classes=tuple(info["classes"]),
+            C=float(info["C"]),
+            scaling=str(info["scaling"]),
+            **{name: arrays[name] for name in _ARRAYS},
+        )
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CytosaeError(f"{folder} holds no whole model ({type(error).__name__}: {error}); make it again.") from error
+        raise CytosaeError(
+            f"{folder} holds no whole model ({type(error).__name__}: {error}); make it again."
+        ) from error

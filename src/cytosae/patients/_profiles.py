@@ -29,7 +29,7 @@ LAYERS = ("patch_share", "mean", "max")
 class ProfileRule:
     """How profiles are counted."""
 
-    quantile: float = 0.5
+    quantile: float = 0.75
     """A cell carries a concept when its value exceeds this quantile of the concept's positive values; 0: any activity."""
     min_frequency: float = 0.01
     """Concepts whose mean profile over all patients lies below this, or above 1 less this, are not tested or fitted."""
@@ -142,7 +142,9 @@ def profile_patients(cohort: Cohort, rule: ProfileRule | None = None) -> Any:
         "n_concepts_filtered": int((~tested).sum()), "patients_without_cells": patients_without_cells(cohort),
     }  # fmt: skip
     layers = {
-        "patch_share": cohort.by_patient(cohort.patch_share), "mean": cohort.by_patient(cohort.mean), "max": largest
+        "patch_share": cohort.by_patient(cohort.patch_share),
+        "mean": cohort.by_patient(cohort.mean),
+        "max": largest,
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -35,7 +35,7 @@ def score(P: Floats, y: Ints, weights: Floats) -> dict[str, Floats]:
     ``macro_f1``, ``weighted_f1``, ``balanced_accuracy``, ``auroc`` (one against rest, mean over the classes), each
     [draws]; ``f1`` [draws, K]. The predicted class is the most probable, the first of equals.
     """
-    n, K = P.shape
+    K = P.shape[1]
     true, guess = np.eye(K)[y], np.eye(K)[P.argmax(1)]
     hits, support, named = weights @ (true * guess), weights @ true, weights @ guess
     f1 = 2 * hits / np.maximum(support + named, 1e-300)

@@ -134,9 +134,7 @@ def _too_few(what: str, wanted: int, available: int) -> str:
     )
 
 
-def _rows(
-    pool: pd.DataFrame, owner: Ints, patients: list[tuple[DiagnosisSpec, str]], spec: CohortSpec
-) -> pd.DataFrame:
+def _rows(pool: pd.DataFrame, owner: Ints, patients: list[tuple[DiagnosisSpec, str]], spec: CohortSpec) -> pd.DataFrame:
     frame = pool[owner >= 0].copy()
     whose: list[Any] = [patients[i] for i in owner[owner >= 0]]
     for name in ("patient", "diagnosis"):
