@@ -30,6 +30,7 @@ def memory_cohort(
     owner = np.repeat(np.arange(n_patients), n_cells)
     group = np.arange(n_patients) % n_classes
     values = rng.gamma(2.0, 1.0, (len(owner), n_latents)) * (rng.random((len(owner), n_latents)) < 0.3)
+    values[:, 0] *= rng.random(len(owner)) < 0.15
     for patient in np.flatnonzero(group == n_classes - 1):
         values[np.flatnonzero(owner == patient)[:marked], 0] = 20 + rng.random(marked)
     labels = rng.choice(TYPES, len(owner)).astype(object)
@@ -82,7 +83,7 @@ def on_disk(tmp_path_factory) -> OnDisk:
     table = read_cells(source_table(folder / "cells.parquet"))
     rng = np.random.default_rng(1)
     ids = table.ok["cell_id"].to_numpy()
-    means = {name: rng.normal(size=12) for name in (*TYPES, "rare")}
+    means = {name: 2 * rng.normal(size=12) for name in (*TYPES, "rare")}
     tokens = np.stack([means[name] + rng.normal(size=(10, 12)) for name in table.ok["fine_label"]]).astype("<f4")
     head = {"n_rows": len(ids), "n_tokens": 10, "n_prefix": 1, "d_in": 12, "grid": [3, 3], "dtype": "float32",
             "layer": -2, "precision": "float32", "backbone": {"name": "none", "sha256": ""}, "preprocessing": {}}  # fmt: skip
@@ -100,7 +101,7 @@ def on_disk(tmp_path_factory) -> OnDisk:
     )
     directions = torch.nn.functional.normalize(directions, dim=1)
     sae = SparseAutoencoder(
-        directions.T.contiguous(), torch.zeros(40), directions, torch.zeros(12), "threshold", torch.full((40,), 2.0)
+        directions.T.contiguous(), torch.zeros(40), directions, torch.zeros(12), "threshold", torch.full((40,), 4.0)
     )
     store = TokenStore(folder / "tokens")
     with commit_folder(

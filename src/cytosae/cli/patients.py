@@ -28,7 +28,7 @@ from cytosae.cli._common import done, verb
 )
 @click.option("--repeats", type=click.IntRange(1, 1000), default=5, show_default=True, help="Repetitions of it.")
 @click.option("--quantile", type=click.FloatRange(0, 1, max_open=True), default=None, show_default="the recommended one",
-              help="A cell carries a concept above this quantile of its positive values; 0: any activity.")  # fmt: skip
+              help="A cell carries a concept above this quantile of all cells' values; 0: any activity.")  # fmt: skip
 def command(
     index: Path, target: str, cells: Path, tokens: Path | None, sae: Path | None, sae_cells: Path | None, folds: int,
     repeats: int, quantile: float | None, out: Path, device: str, seed: int,
