@@ -138,15 +138,17 @@ def test_only_an_interval_above_zero_is_called_better():
 
 
 @pytest.mark.parametrize("scaling", ["common", "standard"])
+@pytest.mark.parametrize("by_newton", [True, False])
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_the_fit_in_the_span_of_the_patients_is_the_fit_in_all_features(n_classes, scaling):
+def test_the_fit_in_the_span_of_the_patients_is_the_fit_in_all_features(n_classes, scaling, by_newton, monkeypatch):
+    monkeypatch.setattr("cytosae.patients._linear._NEWTON", 600 if by_newton else 0)
     rng = np.random.default_rng(0)
     X, y = rng.random((20, 50)), np.arange(20) % n_classes
     names = list("abc"[:n_classes])
     model = fit_l2(X, y, names, [3.0], np.ones(50, bool), np.zeros(50), scaling)[0]
     assert (((X - model.centre) / model.scale) ** 2).sum(1).mean() == pytest.approx(1)
     Z = (X - model.centre) / model.scale
-    reference = LogisticRegression(C=3.0, tol=1e-12, max_iter=10_000).fit(Z, y)
+    reference = LogisticRegression(C=6.0 if n_classes == 2 else 3.0, tol=1e-12, max_iter=10_000).fit(Z, y)
     assert np.allclose(model.probabilities(X), reference.predict_proba(Z), atol=1e-5)
 
 

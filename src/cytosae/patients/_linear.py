@@ -17,6 +17,8 @@ from cytosae.patients._cohort import Floats, Ints
 from cytosae.storage import write_json
 
 KIND, VERSION = "patient_model", 1
+#: Coefficients up to which Newton's method is used.
+_NEWTON = 600
 #: ``common``: one divisor for all features, so that those that vary most weigh most (shares have one unit already);
 #: ``standard``: each by its own standard deviation. Either way the training patients' squared length is 1 on average,
 #: so that one grid of C fits 8 features and 800.
@@ -171,10 +173,9 @@ def fit_l2(
     Notes
     -----
     With fewer patients than features the penalised solution lies in the span of the patients, so the fit is made in
-    that span (singular value decomposition) and carried back: the same minimum, found in n dimensions.
+    that span (singular value decomposition) and carried back: the same minimum, found in n dimensions. With two classes
+    this is the usual logistic regression at 2 C, since the penalty counts both rows of coefficients.
     """
-    from sklearn.linear_model import LogisticRegression
-
     kept = np.flatnonzero(keep & (np.ptp(X, axis=0) > 1e-12))
     if not len(kept):  # nothing to learn from: the class frequencies remain
         prior = np.log(np.bincount(y, minlength=len(classes)) / len(y))
@@ -190,16 +191,66 @@ def fit_l2(
     if len(kept) > len(y):
         U, S, basis = np.linalg.svd(Z, full_matrices=False)
         Z = U * S
-    solver = "newton-cholesky" if (Z.shape[1] + 1) * len(classes) <= 600 else "lbfgs"
+    n_classes = len(classes)
+    W, b = np.zeros((n_classes, Z.shape[1])), np.zeros(n_classes)
     out = []
     for C in Cs:
-        fitted = LogisticRegression(C=C, solver=solver, tol=1e-8, max_iter=1000).fit(Z, y)
-        W, b = np.asarray(fitted.coef_, np.float64), np.asarray(fitted.intercept_, np.float64)
-        if len(classes) == 2:  # one logit against the other, shared evenly
-            W, b = np.concatenate([-W, W]) / 2, np.concatenate([-b, b]) / 2
-        W = W if basis is None else W @ basis
-        out.append(LinearModel(tuple(classes), kept, centre, scale, W, b - b.mean(), float(C), scaling, thresholds))
+        if n_classes * (Z.shape[1] + 1) <= _NEWTON:
+            W, b = newton(Z, y, C, W, b)
+        else:
+            W, b = _lbfgs(Z, y, C, n_classes)
+        carried = W if basis is None else W @ basis
+        out.append(
+            LinearModel(tuple(classes), kept, centre, scale, carried, b - b.mean(), float(C), scaling, thresholds)
+        )
     return out
+
+
+def newton(Z: Floats, y: Ints, C: float, W: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Newton's method with step halving for the loss of `fit_l2`, from the start (W, b); W [K, r], b [K]."""
+    n, r = Z.shape
+    K = len(b)
+    X = np.concatenate([Z, np.ones((n, 1))], axis=1)
+    theta = np.concatenate([W, b[:, None]], axis=1)
+    ridge = np.concatenate([np.full(r, 1 / C), [0.0]])
+    target = np.eye(K)[y]
+    # adding one number to all intercepts changes nothing: without this the equations have no single solution
+    shift = np.zeros((K, r + 1, K, r + 1))
+    shift[:, r, :, r] = 1.0
+
+    def loss_of(at: Floats) -> float:
+        logits = X @ at.T
+        top = logits.max(1)
+        return float((top + np.log(np.exp(logits - top[:, None]).sum(1)) - logits[np.arange(n), y]).sum()
+                     + 0.5 * (ridge * at**2).sum())  # fmt: skip
+
+    loss = loss_of(theta)
+    for _ in range(100):
+        P = softmax(X @ theta.T)
+        gradient = (P - target).T @ X + ridge * theta
+        if np.abs(gradient).max() < 1e-10:
+            break
+        weights = P[:, :, None] * (np.eye(K) - P[:, None, :])
+        hessian = np.einsum("nkl,ni,nj->kilj", weights, X, X, optimize=True) + shift
+        hessian = hessian.reshape(K * (r + 1), K * (r + 1)) + np.diag(np.tile(ridge, K))
+        step = np.linalg.solve(hessian, gradient.ravel()).reshape(K, r + 1)
+        length = 1.0
+        while loss_of(theta - length * step) > loss + 1e-12 and length > 1e-10:
+            length /= 2
+        theta = theta - length * step
+        before, loss = loss, loss_of(theta)
+        if before - loss < 1e-13 and np.abs(step).max() < 1e-9:
+            break
+    return theta[:, :r], theta[:, r]
+
+
+def _lbfgs(Z: Floats, y: Ints, C: float, n_classes: int) -> tuple[Floats, Floats]:
+    """The same by scikit-learn, where a matrix of second derivatives would be large."""
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(C=2 * C if n_classes == 2 else C, tol=1e-8, max_iter=1000).fit(Z, y)
+    W, b = np.asarray(fitted.coef_, np.float64), np.asarray(fitted.intercept_, np.float64)
+    return (np.concatenate([-W, W]) / 2, np.concatenate([-b, b]) / 2) if n_classes == 2 else (W, b)
 
 
 def softmax(logits: Floats) -> Floats:
