@@ -13,8 +13,9 @@ import cytosae
 from cytosae import CytosaeError
 from cytosae.cells import read_cells, write_cells
 from cytosae.cli._main import run
-from cytosae.concepts import index_concepts, read_cells_by_concepts
+from cytosae.concepts import ConceptIndex, index_concepts, read_cells_by_concepts
 from cytosae.patients import contributions, parse_spec, read_cohort, read_patients, simulate_cohort
+from cytosae.patients._lineage import cells_seen
 from cytosae.sae import load_sae
 from cytosae.storage import read_parquet_record
 from cytosae.tokens import TokenStore
@@ -123,6 +124,28 @@ def test_an_index_over_another_table_or_other_tokens_is_refused(on_disk, study, 
         read_cohort(tmp_path / "i", cells)
     with pytest.raises(CytosaeError, match=r"no column 'diagnose'.*did you mean 'diagnosis'"):
         read_cohort(tmp_path / "i", cells, target="diagnose")
+
+
+def test_the_order_of_rows_in_the_table_changes_no_result(on_disk, study, made, tmp_path):
+    cohort = read_cells(study[0])
+    shuffled = cohort.frame.sample(frac=1, random_state=3)
+    write_cells(tmp_path / "d.parquet", shuffled, root=cohort.root, inputs={}, config={})
+    cells = read_cells(tmp_path / "d.parquet")
+    index_concepts(cells, load_sae(on_disk.sae), tmp_path / "i", store=TokenStore(on_disk.tokens), cells_matrix=True)
+    assert run(arguments(on_disk, (tmp_path / "d.parquet", tmp_path / "i"), tmp_path / "p")) == 0
+    a, b = read_patients(made), read_patients(tmp_path / "p")
+    assert a.differential.equals(b.differential)
+    assert (made / "classification.json").read_bytes() == (tmp_path / "p" / "classification.json").read_bytes()
+    assert (made / "model.safetensors").read_bytes() == (tmp_path / "p" / "model.safetensors").read_bytes()
+    assert np.array_equal(a.profiles.X, b.profiles.X)
+
+
+def test_a_dictionary_from_another_table_is_compared_image_by_image(on_disk, study):
+    cells, index, table = read_cells(study[0]), ConceptIndex(study[1]), read_cells(on_disk.cells)
+    seen = cells_seen(cells, index, on_disk.sae, table)
+    assert (seen["setting"], seen["n_seen"], seen["how"]) == ("inductive", 0, "images compared by sha256")
+    with pytest.raises(CytosaeError, match="not the one the dictionary was trained on"):
+        cells_seen(cells, index, on_disk.sae, cells)
 
 
 def test_too_many_folds_end_in_one_sentence_and_leave_nothing_behind(on_disk, study, tmp_path, capsys):

@@ -89,6 +89,14 @@ def test_an_effect_is_split_into_composition_and_within_types_without_remainder(
     assert np.allclose(table["effect"], table["effect_composition"] + table["effect_within"], atol=1e-12)
 
 
+def test_the_order_of_patients_changes_nothing():
+    cohort = memory_cohort()
+    profiles = profile_patients(cohort)
+    order = np.random.default_rng(4).permutation(profiles.n_obs)
+    table = differential(profiles, QUICK, cohort=cohort)
+    assert table.equals(differential(profiles[order].copy(), QUICK, cohort=cohort))
+
+
 def test_pure_composition_is_called_composition():
     cohort = memory_cohort(marked=0)
     rng = np.random.default_rng(0)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae._progress import Meter
@@ -28,7 +29,7 @@ class ClassifyConfig:
     """Repetitions with other folds; a patient's out-of-fold probabilities are averaged over them."""
     n_inner: int = 3
     """Folds within the training part, in which scaling and C are chosen by log loss."""
-    Cs: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0)
+    Cs: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1_000.0, 10_000.0)
     """Inverse penalties to choose from; the smallest of equals."""
     n_bootstrap: int = 2_000
     """Draws of patients for the intervals."""
@@ -105,7 +106,11 @@ def classify(cohort: Cohort, config: ClassifyConfig | None = None) -> Classifica
     CytosaeError
         Fewer than two classes, or a class with fewer patients than folds.
     """
-    config = config or ClassifyConfig()
+    with threadpool_limits(1):  # thousands of small products: threads only wait for one another
+        return _classify(cohort, config or ClassifyConfig())
+
+
+def _classify(cohort: Cohort, config: ClassifyConfig) -> Classification:
     rows = cohort.judged
     target = cohort.classes[rows].astype(str)
     classes = sorted({str(name) for name in target})
@@ -233,10 +238,11 @@ def _record(
             "n_patients": len(y), "patients_by_class": {c: int((y == k).sum()) for k, c in enumerate(classes)},
             "patients_left_out": left_out, "nested": ["thresholds", "concept filter", "scaling", "C"],
             "interval": "95%, percentiles over draws of patients within their class, on out-of-fold probabilities "
-                        "averaged over the repetitions; it holds for these fitted models, not for another training set",
+                        "averaged over the repetitions; it holds for these fitted models, not for another training "
+                        "set, and has no width where a model made no mistake",
             "composition": "shares of the cells' labels as given (not predicted)",
         },
         "folds": [{"repeat": f.repeat, "fold": f.fold, "test": list(f.test)} for f in folds],
-        "models": models, "differences": differences, "best_baseline": best, "primary_metric": METRICS[0],
+        "model_order": list(models), "models": models, "differences": differences, "best_baseline": best, "primary_metric": METRICS[0],
         "verdict": differences[best][METRICS[0]]["verdict"], "predictions": predictions,
     }  # fmt: skip

@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 #: Sums over cells are kept as integer multiples of this, so that neither order nor repetition of cells changes a mean.
 SCALE = 2.0**-32
 #: Columns that belong to a cell, not to its patient.
-_OF_CELLS = set(SCHEMA.names) - {"dataset", "split"}
+_OF_CELLS = set(SCHEMA.names) - {"diagnosis", "dataset", "split"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,12 @@ class Cohort:
     concepts: pd.DataFrame
     tokens: Floats | None = None
     record: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.patients["patient"].is_monotonic_increasing or not self.patients["patient"].is_unique:
+            raise CytosaeError(
+                "The patients of a cohort must be sorted by name, each once: folds and draws depend on it."
+            )
 
     @property
     def classes(self) -> npt.NDArray[Any]:

@@ -78,6 +78,7 @@ def differential(
     obs, tested = profiles.obs, np.flatnonzero(profiles.var["tested"].to_numpy(bool))
     names = obs[target].astype(object).to_numpy(object)
     judged = np.flatnonzero((obs["n_cells"].to_numpy() > 0) & np.array([v not in (None, "") for v in names], bool))
+    judged = judged[np.argsort(obs["patient"].astype(str).to_numpy()[judged])]  # whatever the order of the rows
     classes = sorted(set(names[judged]))
     if len(classes) < 2:
         raise CytosaeError(f"Only one {target} has patients with usable cells; a comparison wants two or more.")
@@ -201,7 +202,10 @@ def _split(
     carried = cohort.maximum[:, tested].toarray() > threshold
     weight = 1.0 / cohort.n_cells[cohort.owner]
     whose = np.full(len(cohort.patients), -1)
-    whose[judged] = np.arange(len(judged))
+    place = pd.Index(cohort.patients["patient"].astype(str)).get_indexer(
+        profiles.obs["patient"].astype(str).to_numpy()[judged]
+    )
+    whose[place] = np.arange(len(judged))
     composition, within = np.zeros((2, len(member), len(tested)))
     for label in sorted(set(cohort.labels)):
         here = np.flatnonzero((cohort.labels == label) & (whose[cohort.owner] >= 0))
