@@ -24,6 +24,9 @@ _PUBLIC = {
     "ConceptIndex": "cytosae.concepts",
     "concept_map": "cytosae.concepts",
     "explain": "cytosae.concepts",
+    "profile_patients": "cytosae.patients",
+    "differential": "cytosae.patients",
+    "classify": "cytosae.patients",
 }
 
 __all__ = ["CytosaeError", "__version__", *_PUBLIC]

@@ -20,6 +20,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "fit": ("fit", "Train a sparse autoencoder on tokens."),
     "index": ("index", "Find exemplars, statistics and labels of every concept."),
     "explain": ("explain", "Show which concepts an image carries, and where."),
+    "cohort": ("cohort", "Simulate patients made of real labelled cells."),
+    "patients": ("patients", "Describe, compare and classify patients by the concepts of their cells."),
     "report": ("report", "Write one self-contained report.html of a run."),
     "doctor": ("doctor", "Say what is here, what is missing, and the command that mends it."),
 }

@@ -32,17 +32,24 @@ def command(source: Path | None, recipe: str, settings: tuple[str, ...], out: Pa
     from cytosae.backbones import load_backbone
     from cytosae.cells import build_cells, bundled_path
     from cytosae.concepts import index_concepts
+    from cytosae.patients import ClassifyConfig, DifferentialConfig, simulate_cohort, write_patients
     from cytosae.reports import write_report
     from cytosae.tokens import extract_tokens
     from cytosae.training import fit, override
 
     chosen = override(recipe, settings)
-    say("CytoSAE demo, 5 stages. Research use only.")
+    say("CytoSAE demo: cells, tokens, dictionary, concepts, patients, report. Research use only.")
     cells = build_cells(source or bundled_path(), out / "cells.parquet")
     backbone = load_backbone("dinov2-s", precision=precision("auto", device), device=device)
     store = extract_tokens(cells, backbone, out / "tokens")
     sae = fit(store, cells, chosen, out / "sae", seed=seed, where=TRAIN, heldout=HELDOUT, device=device)
     for name, where in (("index", HELDOUT), ("index-train", TRAIN), ("index-marrow", MARROW)):
         index_concepts(cells, sae, out / name, store=store, where=where, cells_matrix=True, device=device)
+    cohort = simulate_cohort("demo", cells, out / "cohort.parquet", seed=seed)
+    index = index_concepts(cohort, sae, out / "index-cohort", store=store, cells_matrix=True, device=device)
+    write_patients(
+        index, cohort, out / "patients", store=store, sae=out / "sae", sae_cells=cells,
+        classification=ClassifyConfig(seed=seed), comparison=DifferentialConfig(seed=seed),
+    )  # fmt: skip
     page = write_report(out, seed=seed)
     done(f"Wrote {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB): open it in a browser.")

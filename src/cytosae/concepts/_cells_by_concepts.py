@@ -1,4 +1,7 @@
-"""`cells.h5ad`: cells x concepts, sparse; `X` the largest code over the patches, layer `mean` the mean over them."""
+"""`cells.h5ad`: cells x concepts, sparse; `X` the largest code over the patches, layer `mean` the mean over them.
+
+Layer `patch_share` is the share of the cell's patches on which the concept is active.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,21 @@ from cytosae._errors import CytosaeError
 from cytosae.storage import created_by
 
 KIND, VERSION = "cells_by_concepts", 1
+#: Layers beside `X`, in the order in which blocks of pooled codes bring them.
+LAYERS = ("mean", "patch_share")
 
 
 @dataclass(frozen=True)
 class CellsByConcepts:
-    """Cells x concepts in memory: `obs` the cells, `maximum` and `mean` sparse float32 [n_cells, n_latents]."""
+    """Cells x concepts in memory: `obs` the cells, `maximum` and `mean` sparse float32 [n_cells, n_latents].
+
+    `patch_share` (share of active patches, of the same kind) is None in files written before it was kept.
+    """
 
     obs: pd.DataFrame
     maximum: sp.csr_matrix
     mean: sp.csr_matrix
+    patch_share: sp.csr_matrix | None = None
 
     @property
     def cell_ids(self) -> npt.NDArray[np.int64]:
@@ -34,9 +43,9 @@ class CellsByConcepts:
 
 
 def write_cells_by_concepts(
-    path: Path, frame: pd.DataFrame, pooled: list[tuple[Any, Any]], concepts: pd.DataFrame, inputs: dict[str, str]
+    path: Path, frame: pd.DataFrame, pooled: list[tuple[Any, ...]], concepts: pd.DataFrame, inputs: dict[str, str]
 ) -> None:
-    """Write the AnnData file from the pooled codes of consecutive blocks of cells."""
+    """Write the AnnData file from the pooled codes (maximum, then `LAYERS`) of consecutive blocks of cells."""
     import anndata
 
     obs = frame[["cell_id", "label", "patient", "diagnosis", "dataset", "split"]].copy()
@@ -45,11 +54,15 @@ def write_cells_by_concepts(
     obs.index = pd.Index([str(i) for i in frame["cell_id"]], name="cell")
     var = concepts[["n_cells_active", "frequency", "max_activation", "label_entropy", "top_label_share"]].copy()
     var.index = pd.Index([str(i) for i in concepts["latent"]], name="concept")
-    maximum, mean = (sp.vstack([sp.csr_matrix(p[i].astype(np.float32)) for p in pooled], format="csr") for i in (0, 1))
+    maximum, *rest = (
+        sp.vstack([sp.csr_matrix(p[i].astype(np.float32)) for p in pooled], format="csr")
+        for i in range(1 + len(LAYERS))
+    )
+    layers = dict(zip(LAYERS, rest, strict=True))
     record = {"kind": KIND, "version": VERSION, "created_by": created_by(), "inputs": inputs}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = anndata.AnnData(X=maximum, obs=obs, var=var, layers={"mean": mean}, uns={"cytosae": json.dumps(record)})
+        data = anndata.AnnData(X=maximum, obs=obs, var=var, layers=layers, uns={"cytosae": json.dumps(record)})
         data.write_h5ad(path, compression="gzip")
 
 
@@ -75,4 +88,5 @@ def read_cells_by_concepts(index_folder: Path | str) -> CellsByConcepts:
     for name in ("label", "patient", "diagnosis", "dataset", "split"):
         text = obs[name].astype(object)
         obs[name] = text.where(text != "", None)
-    return CellsByConcepts(obs, sp.csr_matrix(data.X), sp.csr_matrix(data.layers["mean"]))
+    share = sp.csr_matrix(data.layers["patch_share"]) if "patch_share" in data.layers else None
+    return CellsByConcepts(obs, sp.csr_matrix(data.X), sp.csr_matrix(data.layers["mean"]), share)

@@ -15,7 +15,7 @@ from cytosae._errors import CytosaeError
 from cytosae._progress import Meter, say
 from cytosae.backbones import Backbone, load_backbone
 from cytosae.cells import Cells, select
-from cytosae.concepts._cells_by_concepts import write_cells_by_concepts
+from cytosae.concepts._cells_by_concepts import LAYERS, write_cells_by_concepts
 from cytosae.concepts._index import KIND, VERSION, ConceptIndex
 from cytosae.concepts._statistics import SCALE, ConceptStatistics
 from cytosae.sae import SparseAutoencoder
@@ -55,7 +55,7 @@ def index_concepts(
     n_exemplars
         Cells kept a concept.
     cells_matrix
-        Also write ``cells.h5ad``: cells x concepts (largest code over the patches; layer ``mean``).
+        Also write ``cells.h5ad``: cells x concepts (largest code over the patches; layers ``mean``, ``patch_share``).
 
     Raises
     ------
@@ -69,6 +69,8 @@ def index_concepts(
     inputs = {"cells": cells.hash, "sae": sae.hash, **({"tokens": store.hash} if store else {})}
     config = {"where": list(where), "n_exemplars": n_exemplars, "cells_matrix": cells_matrix, "chunk": CHUNK,
               "semantics": "default", "fixed_point_scale": SCALE, "threads": torch.get_num_threads()}  # fmt: skip
+    if cells_matrix:
+        config["cells_layers"] = list(LAYERS)  # an index written before a layer existed is not the same work
     if same_work(out, KIND, inputs, config):
         say(f"index: {out} is there already")
         return ConceptIndex(out)
@@ -76,7 +78,7 @@ def index_concepts(
     statistics = ConceptStatistics(sae.n_latents, labels, n_exemplars)
     number = {name: i for i, name in enumerate(labels)}
     label_of = dict(zip(frame["cell_id"], (None if pd.isna(v) else str(v) for v in frame["label"]), strict=True))
-    pooled: list[tuple[Any, Any]] = []
+    pooled: list[tuple[Any, ...]] = []
     with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config) as (folder, extra):
         with Meter(len(frame), "index", "cells") as meter:
             for ids, tokens in cell_tokens(frame, cells.root, sae, store, device):
@@ -84,7 +86,7 @@ def index_concepts(
                 which = np.array([number.get(label_of[int(i)] or "", -1) for i in ids], np.int64)
                 statistics.update(ids, which, maximum, patch, mean, n_active, tokens.shape[1])
                 if cells_matrix:
-                    pooled.append((maximum, mean))
+                    pooled.append((maximum, mean, n_active / tokens.shape[1]))
                 meter.add(len(ids))
         tables = statistics.finish(label_of)
         for name, table in zip(("concepts", "exemplars", "labels"), tables, strict=True):

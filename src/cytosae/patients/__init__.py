@@ -1,0 +1,38 @@
+"""Patients: simulated cohorts, profiles, differential concepts, classification, and a patient explained."""
+
+from cytosae.patients._artifact import KIND, VERSION, Patients, read_patients, write_patients
+from cytosae.patients._classify import Classification, ClassifyConfig, classify
+from cytosae.patients._cohort import Cohort, read_cohort
+from cytosae.patients._differential import DifferentialConfig, differential
+from cytosae.patients._linear import Contributions, LinearModel, contributions, load_model
+from cytosae.patients._profiles import ProfileRule, profile_patients
+from cytosae.patients._simulate import draw_cohort, simulate_cohort
+from cytosae.patients._spec import CohortSpec, DiagnosisSpec, packaged_specs, parse_spec, read_spec
+
+__all__ = [
+    "KIND",
+    "VERSION",
+    "Classification",
+    "ClassifyConfig",
+    "Cohort",
+    "CohortSpec",
+    "Contributions",
+    "DiagnosisSpec",
+    "DifferentialConfig",
+    "LinearModel",
+    "Patients",
+    "ProfileRule",
+    "classify",
+    "contributions",
+    "differential",
+    "draw_cohort",
+    "load_model",
+    "packaged_specs",
+    "parse_spec",
+    "profile_patients",
+    "read_cohort",
+    "read_patients",
+    "read_spec",
+    "simulate_cohort",
+    "write_patients",
+]

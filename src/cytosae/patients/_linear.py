@@ -1,0 +1,299 @@
+"""L2 logistic regression on standardised features: fitting, prediction, and what each feature adds to each class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cytosae._errors import CytosaeError, UsageError, nearest
+from cytosae.patients._cohort import Floats, Ints
+from cytosae.storage import write_json
+
+KIND, VERSION = "patient_model", 1
+#: Coefficients up to which Newton's method is used.
+_NEWTON = 600
+#: ``common``: one divisor for all features, so that those that vary most weigh most (shares have one unit already);
+#: ``standard``: each by its own standard deviation. Either way the training patients' squared length is 1 on average,
+#: so that one grid of C fits 8 features and 800.
+SCALINGS = ("common", "standard")
+_ARRAYS = ("kept", "centre", "scale", "coefficients", "intercepts", "thresholds")
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """A multinomial logistic regression: logits = intercepts + coefficients @ ((x[kept] - centre) / scale).
+
+    Attributes
+    ----------
+    classes
+        Names of the K classes.
+    kept
+        int64 [m]: features used, positions in the whole vector.
+    centre, scale
+        float64 [m]: mean over the training patients; and what the differences to it are divided by (see `SCALINGS`).
+    coefficients, intercepts
+        float64 [K, m] and [K].
+    C, scaling
+        Inverse strength of the penalty, and one of `SCALINGS`.
+    thresholds
+        float64 [n_latents] of the concepts (what `x` was counted with); empty for features that have none.
+    """
+
+    classes: tuple[str, ...]
+    kept: Ints
+    centre: Floats
+    scale: Floats
+    coefficients: Floats
+    intercepts: Floats
+    C: float
+    scaling: str
+    thresholds: Floats
+
+    def terms(self, x: Floats) -> Floats:
+        """What each feature adds to each logit: [K, m] for x [n_features]; logits = intercepts + terms.sum(1)."""
+        return np.asarray(self.coefficients * ((np.asarray(x, np.float64)[self.kept] - self.centre) / self.scale))
+
+    def logits(self, X: Floats) -> Floats:
+        """[n, K] for X [n, n_features]."""
+        return np.asarray(((X[:, self.kept] - self.centre) / self.scale) @ self.coefficients.T + self.intercepts)
+
+    def probabilities(self, X: Floats) -> Floats:
+        """[n, K]; each row adds up to 1."""
+        return softmax(self.logits(X))
+
+    def to_bytes(self) -> bytes:
+        """Everything fitted, byte for byte."""
+        head = json.dumps([list(self.classes), self.C, self.scaling]).encode()
+        return head + b"".join(np.ascontiguousarray(getattr(self, name)).tobytes() for name in _ARRAYS)
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """One patient explained by a linear model: exact, since logit = intercept + sum of the contributions.
+
+    Attributes
+    ----------
+    patient, classes
+        Who, and the K classes.
+    table
+        One row a concept used: ``latent``, ``value`` (the patient's profile), ``cohort_mean``, then one column a class,
+        the contribution to that class's logit.
+    intercepts, logits, probabilities
+        float64 [K].
+    """
+
+    patient: str
+    classes: tuple[str, ...]
+    table: pd.DataFrame
+    intercepts: Floats
+    logits: Floats
+    probabilities: Floats
+
+    def for_class(self, name: str) -> pd.DataFrame:
+        """``latent, value, cohort_mean, contribution``, from what speaks most for the class to what speaks most against.
+
+        Raises
+        ------
+        UsageError
+            No such class.
+        """
+        if name not in self.classes:
+            raise UsageError(f"The model has no class {name!r}{nearest(name, self.classes)}.")
+        out = self.table[["latent", "value", "cohort_mean"]].assign(contribution=self.table[name])
+        return out.sort_values(["contribution", "latent"], ascending=[False, True], ignore_index=True)
+
+
+def contributions(model: LinearModel, profiles: Any, patient: str) -> Contributions:
+    """What speaks for and against each class in one patient, concept by concept.
+
+    Parameters
+    ----------
+    model
+        A model of concept profiles.
+    profiles
+        AnnData counted with the model's thresholds.
+    patient
+        Its name.
+
+    Raises
+    ------
+    UsageError
+        No such patient.
+    CytosaeError
+        It has no usable cells, or the profiles were counted with other thresholds.
+    """
+    names = [str(v) for v in profiles.obs["patient"]]
+    if patient not in names:
+        raise UsageError(f"There is no patient {patient!r}{nearest(patient, names)}.")
+    if not np.array_equal(profiles.var["threshold"].to_numpy(np.float64), model.thresholds):
+        raise CytosaeError(
+            "These profiles were counted with other thresholds than the model's; read both from one folder."
+        )
+    x = np.asarray(profiles.X, np.float64)[names.index(patient)]
+    if np.isnan(x).any():
+        raise CytosaeError(f"Patient {patient} has no usable cells, so there is nothing to explain.")
+    terms = model.terms(x)
+    logits = model.intercepts + terms.sum(1)
+    latents = profiles.var["latent"].to_numpy(np.int64)[model.kept]
+    table = pd.DataFrame({"latent": latents, "value": x[model.kept], "cohort_mean": model.centre})
+    for k, name in enumerate(model.classes):
+        table[name] = terms[k]
+    return Contributions(patient, model.classes, table, model.intercepts, logits, softmax(logits[None])[0])
+
+
+def fit_l2(
+    X: Floats,
+    y: Ints,
+    classes: Sequence[str],
+    Cs: Sequence[float],
+    keep: npt.NDArray[np.bool_],
+    thresholds: Floats,
+    scaling: str = "common",
+) -> list[LinearModel]:
+    """Fit one model a penalty: minimise the sum of log losses + |coefficients|^2 / (2 C), intercepts free.
+
+    Parameters
+    ----------
+    X, y
+        [n, n_features] and int64 [n] (positions in `classes`): the training patients.
+    keep
+        bool [n_features]: features to use; constant ones are left out besides.
+    thresholds
+        Recorded in the models.
+    scaling
+        One of `SCALINGS`.
+
+    Notes
+    -----
+    With fewer patients than features the penalised solution lies in the span of the patients, so the fit is made in
+    that span (singular value decomposition) and carried back: the same minimum, found in n dimensions. With two classes
+    this is the usual logistic regression at 2 C, since the penalty counts both rows of coefficients.
+    """
+    kept = np.flatnonzero(keep & (np.ptp(X, axis=0) > 1e-12))
+    if not len(kept):  # nothing to learn from: the class frequencies remain
+        prior = np.log(np.bincount(y, minlength=len(classes)) / len(y))
+        empty = np.zeros(0)
+        W = np.zeros((len(classes), 0))
+        b = prior - prior.mean()
+        return [LinearModel(tuple(classes), kept, empty, empty, W, b, c, scaling, thresholds) for c in Cs]
+    centre = X[:, kept].mean(0)
+    spread = X[:, kept].std(0)
+    scale = spread * np.sqrt(len(kept)) if scaling == "standard" else np.full(len(kept), np.sqrt((spread**2).sum()))
+    Z = (X[:, kept] - centre) / scale
+    basis: Floats | None = None
+    if len(kept) > len(y):
+        U, S, basis = np.linalg.svd(Z, full_matrices=False)
+        Z = U * S
+    n_classes = len(classes)
+    W, b = np.zeros((n_classes, Z.shape[1])), np.zeros(n_classes)
+    out = []
+    for C in Cs:
+        if n_classes * (Z.shape[1] + 1) <= _NEWTON:
+            W, b = newton(Z, y, C, W, b)
+        else:
+            W, b = _lbfgs(Z, y, C, n_classes)
+        carried = W if basis is None else W @ basis
+        out.append(
+            LinearModel(tuple(classes), kept, centre, scale, carried, b - b.mean(), float(C), scaling, thresholds)
+        )
+    return out
+
+
+def newton(Z: Floats, y: Ints, C: float, W: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Newton's method with step halving for the loss of `fit_l2`, from the start (W, b); W [K, r], b [K]."""
+    n, r = Z.shape
+    K = len(b)
+    X = np.concatenate([Z, np.ones((n, 1))], axis=1)
+    theta = np.concatenate([W, b[:, None]], axis=1)
+    ridge = np.concatenate([np.full(r, 1 / C), [0.0]])
+    target = np.eye(K)[y]
+    # adding one number to all intercepts changes nothing: without this the equations have no single solution
+    shift = np.zeros((K, r + 1, K, r + 1))
+    shift[:, r, :, r] = 1.0
+
+    def loss_of(at: Floats) -> float:
+        logits = X @ at.T
+        top = logits.max(1)
+        return float((top + np.log(np.exp(logits - top[:, None]).sum(1)) - logits[np.arange(n), y]).sum()
+                     + 0.5 * (ridge * at**2).sum())  # fmt: skip
+
+    loss = loss_of(theta)
+    for _ in range(100):
+        P = softmax(X @ theta.T)
+        gradient = (P - target).T @ X + ridge * theta
+        if np.abs(gradient).max() < 1e-10:
+            break
+        weights = P[:, :, None] * (np.eye(K) - P[:, None, :])
+        hessian = np.einsum("nkl,ni,nj->kilj", weights, X, X, optimize=True) + shift
+        hessian = hessian.reshape(K * (r + 1), K * (r + 1)) + np.diag(np.tile(ridge, K))
+        step = np.linalg.solve(hessian, gradient.ravel()).reshape(K, r + 1)
+        length = 1.0
+        while loss_of(theta - length * step) > loss + 1e-12 and length > 1e-10:
+            length /= 2
+        theta = theta - length * step
+        before, loss = loss, loss_of(theta)
+        if before - loss < 1e-13 and np.abs(step).max() < 1e-9:
+            break
+    return theta[:, :r], theta[:, r]
+
+
+def _lbfgs(Z: Floats, y: Ints, C: float, n_classes: int) -> tuple[Floats, Floats]:
+    """The same by scikit-learn, where a matrix of second derivatives would be large."""
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(C=2 * C if n_classes == 2 else C, tol=1e-8, max_iter=1000).fit(Z, y)
+    W, b = np.asarray(fitted.coef_, np.float64), np.asarray(fitted.intercept_, np.float64)
+    return (np.concatenate([-W, W]) / 2, np.concatenate([-b, b]) / 2) if n_classes == 2 else (W, b)
+
+
+def softmax(logits: Floats) -> Floats:
+    """Rows of probabilities."""
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(raised / raised.sum(1, keepdims=True))
+
+
+def save_model(folder: Path, model: LinearModel, info: dict[str, Any]) -> None:
+    """Write `model.json` and `model.safetensors` (float64) into a folder that is being committed as a whole."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(getattr(model, name)) for name in _ARRAYS}
+    save_file(arrays, folder / "model.safetensors", metadata={"simulated": json.dumps(bool(info.get("simulated")))})
+    write_json(folder / "model.json", {
+        **info, "kind": KIND, "version": VERSION, "classes": list(model.classes), "C": model.C, "scaling": model.scaling,
+        "n_concepts_used": len(model.kept),
+        "formula": "logits = intercepts + coefficients @ ((profile[kept] - centre) / scale); probabilities = softmax",
+    })  # fmt: skip
+
+
+def load_model(folder: Path | str) -> LinearModel:
+    """Read it back.
+
+    Raises
+    ------
+    CytosaeError
+        Missing, or not whole.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    try:
+        info = json.loads((folder / "model.json").read_text("utf-8"))
+        arrays = load_file(folder / "model.safetensors")
+        return LinearModel(
+            classes=tuple(info["classes"]),
+            C=float(info["C"]),
+            scaling=str(info["scaling"]),
+            **{name: arrays[name] for name in _ARRAYS},
+        )
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CytosaeError(
+            f"{folder} holds no whole model ({type(error).__name__}: {error}); make it again."
+        ) from error
