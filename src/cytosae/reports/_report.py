@@ -16,6 +16,7 @@ from cytosae.reports._facts import about_run, quality
 from cytosae.reports._gallery import make_gallery
 from cytosae.reports._landscape import landscape
 from cytosae.reports._one_cell import explained_cells
+from cytosae.reports._patients import patients_page
 from cytosae.reports._run import Run
 from cytosae.reports._transfer import transfer
 from cytosae.storage import commit_file
@@ -48,6 +49,7 @@ def write_report(run: Path | str, out: Path | str | None = None, *, seed: int = 
     say("report: drawing exemplars and maps")
     gallery = make_gallery(folder)
     moved = transfer(folder, gallery)
+    people = patients_page(folder)
     n_labels = len(folder.index.manifest["labels"])
     page = (
         _environment()
@@ -59,7 +61,8 @@ def write_report(run: Path | str, out: Path | str | None = None, *, seed: int = 
             landscape=landscape(folder.index.concepts, {c.latent for c in gallery.concepts}, n_labels),
             cells=explained_cells(folder, gallery),
             transfer=moved,
-            sections=_sections(moved is not None),
+            patients=people,
+            sections=_sections(moved is not None, people is not None),
         )
     )
     with commit_file(target) as temporary:
@@ -78,7 +81,7 @@ def _check(run: Run) -> None:
         raise CytosaeError(f"{run.folder / 'index'} was made from another cells.parquet than the run's; index again.")
 
 
-def _sections(with_transfer: bool) -> list[tuple[str, str]]:
+def _sections(with_transfer: bool, with_patients: bool) -> list[tuple[str, str]]:
     """Anchors and titles of the page's parts, for the line of links at the top."""
     return [
         ("run", "What was run"),
@@ -87,6 +90,7 @@ def _sections(with_transfer: bool) -> list[tuple[str, str]]:
         ("gallery", "Concepts worth looking at"),
         ("cell", "A cell, patch by patch"),
         *([("marrow", "On bone marrow")] if with_transfer else []),
+        *([("patients", "Patients")] if with_patients else []),
         ("caveats", "What not to conclude"),
         ("provenance", "Provenance"),
     ]
