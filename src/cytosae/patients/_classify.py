@@ -29,7 +29,7 @@ class ClassifyConfig:
     """Repetitions with other folds; a patient's out-of-fold probabilities are averaged over them."""
     n_inner: int = 3
     """Folds within the training part, in which scaling and C are chosen by log loss."""
-    Cs: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1_000.0, 10_000.0)
+    Cs: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
     """Inverse penalties to choose from; the smallest of equals."""
     n_bootstrap: int = 2_000
     """Draws of patients for the intervals."""
