@@ -150,12 +150,33 @@ def test_an_odd_patch_is_found_where_it_is(demo_run: Path) -> None:
 def test_the_report_holds_what_it_promises_and_asks_nothing_of_the_network(demo_run: Path) -> None:
     page = (demo_run / "report.html").read_text("utf-8")
     for words in ("Research use only", "What you must not conclude", "Explained variance", "Random directions",
-                  "A cell, patch by patch", "Provenance"):  # fmt: skip
+                  "A cell, patch by patch", "The same concepts on bone marrow", "These patients are simulated",
+                  "What sets a diagnosis apart", "One patient explained", "Provenance"):  # fmt: skip
         assert words in page
     assert page.count('class="card"') >= 12
     assert "src=" not in page
     outside = [part[:60] for part in page.split('href="')[1:] if not part.startswith(("#", "data:"))]
     assert not outside
+
+
+def test_marrow_is_never_trained_on_and_simulated_patients_share_no_cell_with_the_dictionary(demo_run: Path) -> None:
+    from cytosae.patients import read_patients
+
+    cells = read_cells(demo_run / "cells.parquet").frame
+    trained = cells[cells["split"] == "train"]
+    assert set(trained["dataset"]) == {"acevedo_pbc"}
+    marrow = ConceptIndex(demo_run / "index-marrow")
+    assert set(cells.set_index("cell_id").loc[marrow.exemplars["cell_id"].unique(), "dataset"]) == {"bmc_marrow"}
+    cohort = read_cells(demo_run / "cohort.parquet").frame
+    assert not set(cohort["sha256"]) & set(trained["sha256"])
+    assert cohort["cell_id"].is_unique
+    assert (cohort.groupby("patient").size() == 20).all()
+    promyelocytes = cohort[cohort["fine_label"] == "promyelocyte"].groupby("patient").size()
+    assert (promyelocytes == 3).all()
+    assert set(promyelocytes.index) == {f"sim-C-{i:02d}" for i in range(1, 9)}
+    patients = read_patients(demo_run / "patients")
+    assert patients.simulated
+    assert patients.classification["sae_saw_these_cells"]["setting"] == "inductive"
 
 
 def test_explaining_an_image_gives_its_picture_and_the_same_concepts(

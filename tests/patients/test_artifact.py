@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from conftest import SPEC
 from safetensors import safe_open
 
 import cytosae
+from conftest import SPEC
 from cytosae import CytosaeError
 from cytosae.cells import read_cells, write_cells
 from cytosae.cli._main import run

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import build, memory_cohort
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 
+from conftest import build, memory_cohort
 from cytosae import CytosaeError
 from cytosae.patients import ClassifyConfig, classify, contributions, profile_patients
 from cytosae.patients._linear import fit_l2

@@ -6,9 +6,9 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from conftest import memory_cohort
 from scipy import stats
 
+from conftest import memory_cohort
 from cytosae import CytosaeError
 from cytosae.patients import DifferentialConfig, differential, profile_patients
 from cytosae.patients._differential import benjamini_hochberg, effect_interval, permutation_p

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cytosae._errors import CytosaeError
 from cytosae.cli._common import done, precision, verb
 
 #: Seen by the dictionary; and the two sets of cells it never sees.
@@ -45,11 +46,17 @@ def command(source: Path | None, recipe: str, settings: tuple[str, ...], out: Pa
     sae = fit(store, cells, chosen, out / "sae", seed=seed, where=TRAIN, heldout=HELDOUT, device=device)
     for name, where in (("index", HELDOUT), ("index-train", TRAIN), ("index-marrow", MARROW)):
         index_concepts(cells, sae, out / name, store=store, where=where, cells_matrix=True, device=device)
-    cohort = simulate_cohort("demo", cells, out / "cohort.parquet", seed=seed)
-    index = index_concepts(cohort, sae, out / "index-cohort", store=store, cells_matrix=True, device=device)
-    write_patients(
-        index, cohort, out / "patients", store=store, sae=out / "sae", sae_cells=cells,
-        classification=ClassifyConfig(seed=seed), comparison=DifferentialConfig(seed=seed),
-    )  # fmt: skip
+    try:
+        cohort = simulate_cohort("demo", cells, out / "cohort.parquet", seed=seed)
+    except CytosaeError as error:
+        if source is None:
+            raise
+        say(f"patients: left out, since the cells given are not enough for them ({error})")
+    else:
+        index = index_concepts(cohort, sae, out / "index-cohort", store=store, cells_matrix=True, device=device)
+        write_patients(
+            index, cohort, out / "patients", store=store, sae=out / "sae", sae_cells=cells,
+            classification=ClassifyConfig(seed=seed), comparison=DifferentialConfig(seed=seed),
+        )  # fmt: skip
     page = write_report(out, seed=seed)
     done(f"Wrote {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB): open it in a browser.")
