@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from cytosae.training._recipes import Recipe
 #: Tokens from which mean and scale are measured.
 _SAMPLE = 100_000
 _LOG_EVERY, _CHECKPOINT_EVERY = 20, 100
+#: Multiplications of one product of a step, below which one thread is used.
+_SMALL_STEP = 2**29
 
 
 def fit(
@@ -64,10 +67,11 @@ def fit(
     if len(np.intersect1d(train_rows, test_rows)):
         raise CytosaeError("Some cells are both trained on and held out; make the two selections disjoint.")
     dtype = product_dtype(recipe.products, device)
+    threads = training_threads(recipe, store.d_in)
     inputs = {"tokens": store.hash, "cells": cells.hash}
     config = {
         "recipe": recipe.as_dict(), "seed": seed, "where": list(where), "heldout": list(heldout),
-        "products": str(dtype).removeprefix("torch."), "semantics": "default", "threads": torch.get_num_threads(),
+        "products": str(dtype).removeprefix("torch."), "semantics": "default", "threads": threads,
     }  # fmt: skip
     if same_work(out, KIND, inputs, config):
         say(f"fit: {out} is there already")
@@ -76,7 +80,8 @@ def fit(
     with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config, resume=True) as (folder, extra):
         kept = training_patches(train_cells, cells.root, store.grid, recipe.background, seed)
         x_train = store.read(train_rows, kind="patch").flatten(0, 1)[torch.from_numpy(kept)]
-        sae, log = _train(x_train, recipe, seed, folder, device, dtype)
+        with _threads(threads):
+            sae, log = _train(x_train, recipe, seed, folder, device, dtype)
         metrics: dict[str, Any] = {}
         if len(test_rows):
             metrics = _measure(sae, store, test_rows)
@@ -205,6 +210,26 @@ def product_dtype(name: str, device: str) -> torch.dtype:
     if name == "auto":
         name = "bfloat16" if has_bfloat16(device) else "float32"
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def training_threads(recipe: Recipe, d_in: int) -> int:
+    """Threads for a step: one where its products are so small that threads would mostly wait for each other.
+
+    At 512 tokens and 768 latents a second thread adds a fifth on an idle machine, and beside another busy process costs a
+    factor of ten.
+    """
+    work = recipe.batch * recipe.expansion * d_in * d_in
+    return 1 if work < _SMALL_STEP else torch.get_num_threads()
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def has_bfloat16(device: str) -> bool:
