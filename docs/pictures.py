@@ -70,7 +70,7 @@ def strips(page: Any, names: list[str]) -> None:
     for part in parts:
         whole.paste(part, (0, y))
         y += part.height + 8
-    whole.quantize(192).save(IMAGES / "readme.png", optimize=True)
+    whole.save(IMAGES / "readme.jpg", quality=88, subsampling=0, optimize=True)
 
 
 def explained() -> None:
@@ -97,11 +97,11 @@ def png(data: bytes) -> Image.Image:
 
 
 def save(data: bytes, name: str) -> None:
-    """Write a picture at most 1,240 pixels wide, in 192 colours."""
+    """Write a picture at most 1,240 pixels wide, as JPEG."""
     image = png(data)
     if image.width > 1240:
         image = image.resize((1240, round(image.height * 1240 / image.width)), Image.Resampling.LANCZOS)
-    image.quantize(192).save(IMAGES / f"{name}.png", optimize=True)
+    image.save(IMAGES / f"{name}.jpg", quality=88, subsampling=0, optimize=True)
 
 
 if __name__ == "__main__":
