@@ -18,7 +18,7 @@ from cytosae._errors import CytosaeError, UsageError
 from cytosae._progress import say
 from cytosae.backbones._fit_weights import fit_weights, not_this
 from cytosae.backbones._hugging_face import from_hugging_face, is_hugging_face
-from cytosae.backbones._preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from cytosae.backbones._preprocess import Preprocessing
 from cytosae.backbones._resample import resample_positions
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ DINO_SIZES = {384: (6, 12), 768: (12, 12), 1024: (16, 24), 1536: (24, 40)}
 DINOV3_SIZES = {384: (6, 12), 768: (12, 12), 1024: (16, 24), 1280: (20, 32), 4096: (32, 40)}
 CLIP_SIZES = {768: (12, 12), 1024: (16, 24), 1280: (16, 32), 1408: (16, 40), 1664: (16, 48)}
 SIGLIP_SIZES = {768: (12, 12), 1024: (16, 24), 1152: (16, 27), 1536: (16, 40)}
+#: The patches' weights, by the names of those who publish.
+_PATCHES = ("patch_embed.proj.weight", "visual.trunk.patch_embed.proj.weight", "visual.conv1.weight")
 #: The narrowest vision transformer anyone publishes; below it a file is somebody's test.
 _NARROWEST = 192
 
@@ -49,6 +51,8 @@ class Family:
         The publisher's; its side is replaced by that of the file's position embedding.
     class_token, registers
         Whether its networks begin with a class token; whether register tokens may follow.
+    pre_norm, layer_scale
+        Whether they norm the embedded patches; whether they scale what each block adds.
     act, eps
         Activation of the MLP (timm's name), epsilon of the norms.
     rotary
@@ -62,6 +66,8 @@ class Family:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     class_token: bool = True
     registers: bool = False
+    pre_norm: bool = False
+    layer_scale: bool = False
     act: str = "gelu"
     eps: float = 1e-6
     rotary: bool = False
@@ -69,16 +75,19 @@ class Family:
 
 
 _BICUBIC = Preprocessing(interpolation="bicubic")
+_CLIP = replace(_BICUBIC, mean=CLIP_MEAN, std=CLIP_STD)
 FAMILIES = {
     family.name: family
     for family in [
-        Family("dinobloom", DINO_SIZES),
-        Family("reddino", DINO_SIZES),
-        Family("dinov2", DINO_SIZES, _BICUBIC, registers=True, resampled=True),
-        Family("dinov3", DINOV3_SIZES, replace(_BICUBIC, side=256), registers=True, eps=1e-5, rotary=True),
+        Family("dinobloom", DINO_SIZES, layer_scale=True),
+        Family("reddino", DINO_SIZES, layer_scale=True),
+        Family("dinov2", DINO_SIZES, _BICUBIC, registers=True, layer_scale=True, resampled=True),
+        Family(
+            "dinov3", DINOV3_SIZES, replace(_BICUBIC, side=256), registers=True, layer_scale=True, eps=1e-5, rotary=True
+        ),
         # the activation is not in the file: OpenAI trained with QuickGELU, OpenCLIP (LAION) with GELU
-        Family("clip", CLIP_SIZES, replace(_BICUBIC, mean=CLIP_MEAN, std=CLIP_STD), act="quick_gelu", eps=1e-5),
-        Family("openclip", CLIP_SIZES, replace(_BICUBIC, mean=CLIP_MEAN, std=CLIP_STD), eps=1e-5),
+        Family("clip", CLIP_SIZES, _CLIP, pre_norm=True, act="quick_gelu", eps=1e-5),
+        Family("openclip", CLIP_SIZES, _CLIP, pre_norm=True, eps=1e-5),
         Family("siglip", SIGLIP_SIZES, replace(_BICUBIC, mean=HALF, std=HALF), class_token=False),
     ]
 }
@@ -130,9 +139,9 @@ def to_timm(family: Family, state: dict[str, torch.Tensor], source: str) -> dict
     """The publisher's names -> timm's, by timm's filters."""
     from timm.models import eva, vision_transformer
 
+    original = state
     if is_hugging_face(state):
         state = from_hugging_face(state)
-    original = state
     state = dict(state)
     if family.rotary:
         # timm's filter knows DINOv3 by its registers: one without gets none, so that the rest is renamed too
@@ -143,7 +152,9 @@ def to_timm(family: Family, state: dict[str, torch.Tensor], source: str) -> dict
     elif "register_tokens" in state:
         # likewise DINOv2 by its mask token, which a file made for inference may lack
         state.setdefault("mask_token", state["register_tokens"].new_zeros(1, 1))
-    proj = state.get("patch_embed.proj.weight", state.get("visual.trunk.patch_embed.proj.weight"))
+    proj = next((state[k] for k in _PATCHES if k in state), None)
+    if proj is None or proj.ndim != 4:
+        raise not_this(original, source, family.name, ["patch_embed.proj.weight"] if proj is None else [])
     # the filters look at the model's patch size and position embedding, to resample them: nothing is to be resampled
     stub = SimpleNamespace(
         patch_embed=SimpleNamespace(proj=SimpleNamespace(weight=proj)),
@@ -151,18 +162,17 @@ def to_timm(family: Family, state: dict[str, torch.Tensor], source: str) -> dict
         head=None,
         get_parameter=lambda name: None,
     )
-    if proj is not None and proj.ndim != 4:
-        raise not_this(original, source, family.name)
     room = eva if family.rotary else vision_transformer
     state = dict(room.checkpoint_filter_fn(state, stub))
     if "reg_token" in state and state["reg_token"].shape[1] == 0:
         del state["reg_token"]
     # DINOv2 Giant without a mask token: timm's filter would have renamed it
     state = {k.replace("mlp.w12.", "mlp.fc1.").replace("mlp.w3.", "mlp.fc2."): v for k, v in state.items()}
-    needed = ["patch_embed.proj.weight", "blocks.0.norm1.weight"]
-    needed += ([] if family.rotary else ["pos_embed"]) + (["cls_token"] if family.class_token else [])
-    lacking = [key for key in needed if key not in state]
-    if lacking or ("cls_token" in state and not family.class_token):
+    scale = "blocks.0.gamma_1" if family.rotary else "blocks.0.ls1.gamma"
+    traits = {"pos_embed": not family.rotary, "cls_token": family.class_token, "norm_pre.weight": family.pre_norm,
+              scale: family.layer_scale, "blocks.0.norm1.weight": True}  # fmt: skip
+    lacking = [key for key, has in traits.items() if has and key not in state]
+    if lacking or any(key in state for key, has in traits.items() if not has):
         raise not_this(original, source, family.name, lacking)
     if "reg_token" in state and not family.registers:
         raise CytosaeError(

@@ -69,9 +69,7 @@ def fit_weights(model: Any, state: dict[str, torch.Tensor], source: str, name: s
     model.load_state_dict(fitting, strict=False)
 
 
-def not_this(
-    state: dict[str, torch.Tensor], source: str, name: str, lacking: Sequence[str] = ()
-) -> CytosaeError:
+def not_this(state: dict[str, torch.Tensor], source: str, name: str, lacking: Sequence[str] = ()) -> CytosaeError:
     """The error for a checkpoint of another architecture, or one without a tensor that every such network has."""
     but = f"has no {lacking[0]!r} and " if lacking else ""
     return CytosaeError(

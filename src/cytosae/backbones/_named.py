@@ -64,7 +64,9 @@ def fetch(repository: str, revision: str | None) -> HubFile:
         if path is not None:
             _check_hub_hash(path)
             return HubFile(path, path.parent.name, config)
-    raise CytosaeError(f"hf-hub:{repository} at {revision} holds neither {' nor '.join(_FILES)}; choose another revision.")
+    raise CytosaeError(
+        f"hf-hub:{repository} at {revision} holds neither {' nor '.join(_FILES)}; choose another revision."
+    )
 
 
 def _download(repository: str, name: str, revision: str) -> Path | None:
@@ -85,7 +87,9 @@ def _download(repository: str, name: str, revision: str) -> Path | None:
         ) from error
     except EntryNotFoundError:
         return None
-    except Exception as error:  # no such repository or revision, a licence not accepted, a network down: httpx or OSError
+    except (
+        Exception
+    ) as error:  # no such repository or revision, a licence not accepted, a network down: httpx or OSError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CytosaeError(
             f"hf-hub:{repository} at {revision} cannot be fetched ({reason}); check the name and the revision, or give "
@@ -138,8 +142,12 @@ def build_timm(
         raise UsageError(f"timm has no network {architecture!r}{nearest(architecture, timm.list_models())}.")
     config = config or {}
     arguments = {k: v for k, v in config.get("model_args", {}).items() if k not in _OURS}
-    cfg = {**(timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(architecture)).to_dict(),
-           **config, **config.get("pretrained_cfg", {})}  # fmt: skip
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # another training of the network would mean another preprocessing
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise UsageError(f"timm has no weights {name!r}{nearest(name, tags)}.") from error
+    cfg = {**(known.to_dict() if known else {}), **config, **config.get("pretrained_cfg", {})}
     model = timm.create_model(architecture, num_classes=0, **arguments)
     if not isinstance(model, vision_transformer.VisionTransformer | eva.Eva):
         raise CytosaeError(
