@@ -53,8 +53,8 @@ class Family:
         Whether its networks begin with a class token; whether register tokens may follow.
     pre_norm, layer_scale
         Whether they norm the embedded patches; whether they scale what each block adds.
-    act, eps
-        Activation of the MLP (timm's name), epsilon of the norms.
+    act, acts, eps
+        Activation of the MLP by timm's name (None: exact GELU), published widths that have another, epsilon of the norms.
     rotary
         DINOv3: the position is turned into queries and keys, and no embedding is stored.
     resampled
@@ -68,13 +68,15 @@ class Family:
     registers: bool = False
     pre_norm: bool = False
     layer_scale: bool = False
-    act: str = "gelu"
+    act: str | None = None
+    acts: Mapping[int, str] = field(default_factory=dict)
     eps: float = 1e-6
     rotary: bool = False
     resampled: bool = False
 
 
 _BICUBIC = Preprocessing(interpolation="bicubic")
+_SIGLIP = replace(_BICUBIC, mean=HALF, std=HALF)
 _CLIP = replace(_BICUBIC, mean=CLIP_MEAN, std=CLIP_STD)
 FAMILIES = {
     family.name: family
@@ -88,7 +90,7 @@ FAMILIES = {
         # the activation is not in the file: OpenAI trained with QuickGELU, OpenCLIP (LAION) with GELU
         Family("clip", CLIP_SIZES, _CLIP, pre_norm=True, act="quick_gelu", eps=1e-5),
         Family("openclip", CLIP_SIZES, _CLIP, pre_norm=True, eps=1e-5),
-        Family("siglip", SIGLIP_SIZES, replace(_BICUBIC, mean=HALF, std=HALF), class_token=False),
+        Family("siglip", SIGLIP_SIZES, _SIGLIP, class_token=False, acts={1536: "gelu_tanh"}),
     ]
 }
 
@@ -214,8 +216,10 @@ def _fit_positions(
             "get the whole file, or choose the backbone it belongs to."
         )
     side = grid * patch
-    if image_size is None or image_size == side:
+    if image_size is None:
         return side
+    if image_size // patch == grid:  # SigLIP So400m/14: 384 px make 27 patches a side, and 6 px are left over
+        return image_size
     if not family.resampled:
         raise UsageError(
             f"--image-size {image_size} does not fit {source}: its position embedding is for {side} px, and {family.name} "
@@ -237,7 +241,11 @@ def _vit(
     from torch import nn
 
     hidden, out = _hidden(state, "blocks.0.mlp.fc1.weight", 0), _hidden(state, "blocks.0.mlp.fc2.weight", 1)
-    gated = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU} if hidden == 2 * out else {"act_layer": family.act}
+    gated = (
+        {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
+        if hidden == 2 * out
+        else {"act_layer": family.acts.get(width, family.act)}
+    )
     return VisionTransformer(
         img_size=side, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads, num_classes=0, global_pool="",
         mlp_ratio=(hidden + 0.5) / width,  # timm rounds the product down

@@ -200,12 +200,13 @@ def _side(
             f"{source}: the position embedding has {table.shape[-2]} places, which is not {prefix} + a square of patches as "
             f"timm:{name} wants; choose the network it belongs to."
         )
-    if wanted not in (None, grid * patch):
+    if wanted is not None and wanted // patch != grid:
         raise UsageError(
             f"--image-size {wanted} does not fit {source}: its position embedding is for {grid * patch} px; leave the "
             "option out."
         )
-    return grid * patch
+    # a published size may leave pixels over: 384 = 27 patches of 14 px and 6
+    return wanted or (int(model.patch_embed.img_size[0]) if grid == rows else grid * patch)
 
 
 def _three(values: Any) -> tuple[float, float, float]:

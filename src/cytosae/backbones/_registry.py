@@ -202,7 +202,7 @@ BACKBONES: dict[str, BackboneInfo] = {
         ),
         BackboneInfo(
             name="siglip",
-            sizes="B/L/So400m: 768/1024/1152 wide (vision tower, no class token)",
+            sizes="B/L/So400m/giant: 768/1024/1152/1536 wide (vision tower, no class token)",
             licence="see the model card",
             origin="SigLIP and SigLIP 2 of fixed size: hf google/siglip-base-patch16-224 ..., or timm's files",
             build=_build_family,
