@@ -39,7 +39,8 @@ def fit_weights(model: Any, state: dict[str, torch.Tensor], source: str, name: s
     CytosaeError
         Another architecture, missing tensors, another shape, or values that are not numbers.
     """
-    wanted = {k: v for k, v in model.state_dict().items() if not k.startswith(_AFTER)}
+    own = model.state_dict()
+    wanted = {k: v for k, v in own.items() if not k.startswith(_AFTER)}
     given = {k: v for k, v in state.items() if not k.startswith(_AFTER)}
     missing = [k for k in wanted if k not in given]
     extra = [k for k in given if k not in wanted]
@@ -65,7 +66,7 @@ def fit_weights(model: Any, state: dict[str, torch.Tensor], source: str, name: s
             raise CytosaeError(
                 f"{source}: {key!r} holds values that are not numbers (NaN or infinite); get the file again."
             )
-    fitting = {k: v for k, v in state.items() if k in model.state_dict() and v.shape == model.state_dict()[k].shape}
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     model.load_state_dict(fitting, strict=False)
 
 
