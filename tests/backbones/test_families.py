@@ -69,6 +69,18 @@ def test_a_file_as_published_gives_what_timm_gives_at_every_block(case: str, tmp
     assert len(backbone.weights_sha256) == 64
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_half_of_any_publishers_file_is_refused_in_a_sentence(case: str, tmp_path: Path) -> None:
+    family, build, publish, name = CASES[case]
+    whole = publish(build())
+    for seed in range(3):
+        state = dict(whole.get("teacher", whole))
+        for key in np.random.default_rng(seed).permutation(sorted(state))[::2]:
+            del state[key]
+        with pytest.raises(CytosaeError, match=r"whole file|belongs to"):
+            load_backbone(family, weights=save(state, tmp_path / name))
+
+
 def test_prefix_tokens_are_the_networks_own(tmp_path: Path) -> None:
     def kinds(family: str, state: dict[str, Any]) -> list[str]:
         kinds = load_backbone(family, weights=save(state, tmp_path / "x.pth")).token_kinds

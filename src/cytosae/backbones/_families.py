@@ -165,7 +165,10 @@ def to_timm(family: Family, state: dict[str, torch.Tensor], source: str) -> dict
         get_parameter=lambda name: None,
     )
     room = eva if family.rotary else vision_transformer
-    state = dict(room.checkpoint_filter_fn(state, stub))
+    try:
+        state = dict(room.checkpoint_filter_fn(state, stub))
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:  # a tensor it builds upon is missing or misshapen
+        raise not_this(original, source, family.name) from error
     if "reg_token" in state and state["reg_token"].shape[1] == 0:
         del state["reg_token"]
     # DINOv2 Giant without a mask token: timm's filter would have renamed it
@@ -174,8 +177,9 @@ def to_timm(family: Family, state: dict[str, torch.Tensor], source: str) -> dict
     traits = {"pos_embed": not family.rotary, "cls_token": family.class_token, "norm_pre.weight": family.pre_norm,
               scale: family.layer_scale, "blocks.0.norm1.weight": True}  # fmt: skip
     lacking = [key for key, has in traits.items() if has and key not in state]
-    if lacking or any(key in state for key, has in traits.items() if not has):
-        raise not_this(original, source, family.name, lacking)
+    foreign = [key for key, has in traits.items() if not has and key in state]
+    if lacking or foreign:
+        raise not_this(original, source, family.name, lacking, foreign)
     if "reg_token" in state and not family.registers:
         raise CytosaeError(
             f"{source} has {state['reg_token'].shape[1]} register tokens, but {family.name} has none; use --backbone dinov2."
@@ -207,6 +211,8 @@ def _fit_positions(
     family: Family, state: dict[str, torch.Tensor], patch: int, image_size: int | None, source: str
 ) -> int:
     """The image size of the file's position embedding; resampled in `state` where another is wanted and the publisher does so."""
+    if state["pos_embed"].ndim != 3:
+        raise not_this(state, source, family.name)
     n_positions = int(state["pos_embed"].shape[1])
     n_prefix = 0 if "reg_token" in state else int(family.class_token)  # timm adds none to class token and registers
     grid = math.isqrt(max(n_positions - n_prefix, 0))

@@ -54,7 +54,7 @@ def fit_weights(model: Any, state: dict[str, torch.Tensor], source: str, name: s
     if extra:
         raise CytosaeError(
             f"{source} holds {len(extra)} tensors that {name} does not have (the first is {extra[0]!r}); "
-            f"choose the backbone it belongs to{_hint(state)}."
+            f"choose the backbone it belongs to{_hint(state, name)}."
         )
     for key, tensor in given.items():
         if tensor.shape != wanted[key].shape:
@@ -70,15 +70,25 @@ def fit_weights(model: Any, state: dict[str, torch.Tensor], source: str, name: s
     model.load_state_dict(fitting, strict=False)
 
 
-def not_this(state: dict[str, torch.Tensor], source: str, name: str, lacking: Sequence[str] = ()) -> CytosaeError:
+def not_this(
+    state: dict[str, torch.Tensor], source: str, name: str, lacking: Sequence[str] = (), foreign: Sequence[str] = ()
+) -> CytosaeError:
     """The error for a checkpoint of another architecture, or one without a tensor that every such network has."""
-    but = f"has no {lacking[0]!r} and " if lacking else ""
+    if lacking:
+        reason = f"it has no {lacking[0]!r} and begins with {next(iter(state), 'nothing')!r}"
+    elif foreign:
+        reason = f"it has {foreign[0]!r}, which no {name} has"
+    else:
+        reason = f"it begins with {next(iter(state), 'nothing')!r}"
     return CytosaeError(
-        f"{source} is not a whole checkpoint of {name} (it {but}begins with {next(iter(state), 'nothing')!r}); choose "
-        f"the backbone it belongs to{_hint(state)}, or get the whole file."
+        f"{source} is not a whole checkpoint of {name} ({reason}); get the whole file, or choose the backbone it belongs "
+        f"to{_hint(state, name)}."
     )
 
 
-def _hint(state: dict[str, torch.Tensor]) -> str:
+def _hint(state: dict[str, torch.Tensor], name: str) -> str:
     found = next((family for sign, family in _SIGNS.items() if sign in state), None)
-    return f": it looks like {found}" if found else " ('cytosae backbones' lists them)"
+    # DinoBloom and RedDino are DINOv2 networks: saying so of their own files would mislead
+    if found is None or found == name or (found == "dinov2" and name in ("dinobloom", "reddino")):
+        return " ('cytosae backbones' lists them)"
+    return f": it looks like {found}"

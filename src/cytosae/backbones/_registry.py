@@ -268,7 +268,7 @@ def load_backbone(
         raise UsageError(f"There is no backbone {name!r}{nearest(name, BACKBONES)}; 'cytosae backbones' lists them.")
     rest, _, pinned = rest.partition("@")
     if revision and pinned and revision != pinned:
-        raise UsageError(f"{name} names one revision and --revision {revision!r} another; give one.")
+        raise UsageError(f"{name} names one revision and revision={revision!r} another; give one.")
     info, path = BACKBONES[first], Path(weights) if weights is not None else None
     _check_known(info, path)
     built = info.build(Request(first, rest, pinned or revision, path, heads, image_size))

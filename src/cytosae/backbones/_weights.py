@@ -117,7 +117,10 @@ def _globals(path: Path) -> list[str]:
 def _is_plain(name: str) -> bool:
     """Whether PyTorch itself needs this name to rebuild tensors."""
     return name == "collections.OrderedDict" or bool(
-        re.fullmatch(r"torch\.(_utils\._rebuild\w+|\w*Storage|\w*Tensor|Size|device|float\d+|bfloat16|int\d+)", name)
+        re.fullmatch(
+            r"torch\.(_utils\._rebuild\w+|nn\.parameter\.\w+|(storage\.)?\w*Storage|\w*Tensor|Size|device|float\d+|bfloat16|int\d+)",
+            name,
+        )
     )
 
 
