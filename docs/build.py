@@ -5,6 +5,7 @@ Usage: ``python docs/build.py [--verbs-only]``
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,12 @@ def main() -> None:
     """Write the page of verbs, then build the site."""
     (DOCS / "verbs.md").write_text(verbs_page(), "utf-8")
     if "--verbs-only" not in sys.argv:
-        subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"], cwd=DOCS.parent, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"],
+            cwd=DOCS.parent,
+            check=True,
+            env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        )
         print(f"Wrote {DOCS.parent / 'site' / 'index.html'}")
 
 

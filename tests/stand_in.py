@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ class PatchColours:
     """Tokens of 8 numbers: mean and standard deviation of each channel of the patch, then two constants."""
 
     name, weights_sha256, precision, device = "stand-in", "0" * 64, "float32", "cpu"
+    options: ClassVar[dict[str, int]] = {}
+    record: ClassVar[dict[str, str]] = {"name": "stand-in", "sha256": "0" * 64}
     d_in, depth, n_prefix = 8, 3, 1
 
     def __init__(self, grid: tuple[int, int] = (4, 4), side: int = 32, scale: float = 1.0) -> None:

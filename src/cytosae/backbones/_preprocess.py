@@ -9,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cytosae._errors import UsageError
+
 if TYPE_CHECKING:
     import torch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Preprocessing:
     side
         Width and height in pixels after resizing; the aspect is not kept (as DinoBloom and the paper do it).
     interpolation
-        ``bilinear``: PIL's, with antialiasing.
+        PIL's, with antialiasing: ``bilinear``, ``bicubic``, ``lanczos`` or ``nearest``.
     mean, std
         Per channel (RGB), of pixels divided by 255.
     """
@@ -35,6 +38,11 @@ class Preprocessing:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise UsageError(f"There is no interpolation {self.interpolation!r}; use one of {known}.")
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a manifest."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -43,7 +51,8 @@ class Preprocessing:
         """uint8 [height, width, 3] -> uint8 [side, side, 3]."""
         if pixels.shape[:2] == (self.side, self.side):
             return pixels
-        image = Image.fromarray(pixels).resize((self.side, self.side), Image.Resampling.BILINEAR)
+        method = Image.Resampling[self.interpolation.upper()]
+        image = Image.fromarray(pixels).resize((self.side, self.side), method)
         return np.asarray(image, dtype=np.uint8)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,10 @@ class Backbone:
         Rows and columns of patches.
     preprocessing
         What the checkpoint wants of an image.
+    file
+        Name of the weight file it came from; empty where the name alone finds the weights.
+    options
+        What was given to `load_backbone` beside name and file (``heads``, ``image_size``).
     """
 
     def __init__(
@@ -42,18 +47,24 @@ class Backbone:
         preprocessing: Preprocessing,
         precision: str = "float32",
         device: str = "cpu",
+        file: str = "",
+        options: Mapping[str, int] | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"There is no precision {precision!r}; use float32 or bfloat16.")
         self.name, self.weights_sha256, self.preprocessing = name, weights_sha256, preprocessing
         self.precision, self.device = precision, device
+        self.file, self.options = file, dict(options or {})
         self.dtype = PRECISIONS[precision]
         self.model = model.eval().requires_grad_(False).to(device=device, dtype=self.dtype)
         self.d_in = int(model.embed_dim)
         self.depth = len(model.blocks)
         self.n_prefix = int(model.num_prefix_tokens)
+        self.n_class = int(getattr(model, "cls_token", None) is not None)
         rows, columns = model.patch_embed.grid_size
         self.grid = (int(rows), int(columns))
+        # rotary positions go into every block and depend on the grid alone: what timm computes, once
+        self._rope = self._positions() if getattr(model, "rope", None) is not None else None
 
     @property
     def n_tokens(self) -> int:
@@ -62,9 +73,19 @@ class Backbone:
 
     @property
     def token_kinds(self) -> list[str]:
-        """The kinds in the order in which they stand: class, registers, patches."""
-        prefix = ["class"] * min(self.n_prefix, 1) + ["register"] * max(self.n_prefix - 1, 0)
+        """The kinds in the order in which they stand: class (where there is one), registers, patches."""
+        prefix = ["class"] * self.n_class + ["register"] * (self.n_prefix - self.n_class)
         return prefix + ["patch"] * (self.grid[0] * self.grid[1])
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What an artifact keeps, to find this backbone again: name and sha256, and where given file and options."""
+        record: dict[str, Any] = {"name": self.name, "sha256": self.weights_sha256}
+        if self.file:
+            record["file"] = self.file
+        if self.options:
+            record["options"] = self.options
+        return record
 
     def block_number(self, layer: int) -> int:
         """Index from 0 of the block whose output `layer` names; negative counts from the end (-2: last but one)."""
@@ -91,20 +112,48 @@ class Backbone:
         -------
         float32 [batch, n_tokens, d_in]
         """
-        x = self.embed(torch.as_tensor(images))
-        for block in self.model.blocks[: self.block_number(layer) + 1]:
-            x = block(x)
-        return x.float()
+        return self._run(self.embed(torch.as_tensor(images)), 0, self.block_number(layer) + 1).float()
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """What enters the first block: patches, position, prefix tokens; [batch, n_tokens, d_in]."""
+        """What enters the first block: patches, position, prefix tokens; [batch, n_tokens, d_in].
+
+        Raises
+        ------
+        UsageError
+            The images are not of the size that the position embedding fits.
+        """
+        side = self.preprocessing.side
+        if images.ndim != 4 or tuple(images.shape[1:]) != (side, side, 3):
+            raise UsageError(
+                f"The images are {list(images.shape)}, but the position embedding of {self.name} fits [n, {side}, {side}, 3]; "
+                "resize them with preprocessing.resize."
+            )
         x = to_input(images.to(self.device), self.preprocessing).to(self.dtype)
         x = self.model._pos_embed(self.model.patch_embed(x))
-        return self.model.norm_pre(self.model.patch_drop(x))  # type: ignore[no-any-return]
+        if isinstance(x, tuple):  # timm's Eva gives the rotary positions beside, and drops patches itself
+            x = x[0]
+        else:
+            x = self.model.patch_drop(x)
+        return self.model.norm_pre(x)  # type: ignore[no-any-return]
 
     def run_from(self, layer: int, tokens: torch.Tensor) -> torch.Tensor:
         """The rest of the network: the output of block `layer` -> the normed final tokens [batch, n_tokens, d_in]."""
-        x = tokens.to(self.device, self.dtype)
-        for block in self.model.blocks[self.block_number(layer) + 1 :]:
-            x = block(x)
+        x = self._run(tokens.to(self.device, self.dtype), self.block_number(layer) + 1, self.depth)
         return self.model.norm(x).float()  # type: ignore[no-any-return]
+
+    def _run(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Blocks `start` to `stop` - 1."""
+        each = bool(getattr(self.model, "rope_mixed", False))
+        for i in range(start, stop):
+            block = self.model.blocks[i]
+            if self._rope is None:
+                x = block(x)
+            else:
+                x = block(x, rope=self._rope[i] if each else self._rope)
+        return x
+
+    @torch.no_grad()
+    def _positions(self) -> torch.Tensor | None:
+        side = self.preprocessing.side
+        blank = torch.zeros(1, 3, side, side, device=self.device, dtype=self.dtype)
+        return self.model._pos_embed(self.model.patch_embed(blank))[1]  # type: ignore[no-any-return]

@@ -70,4 +70,3 @@ def cell_share_of_patches(cell: npt.NDArray[np.bool_], grid: tuple[int, int]) ->
     """Share of every patch that the cell covers: float [rows, columns]."""
     size = (grid[1], grid[0])
     return np.asarray(Image.fromarray(cell.astype(np.float32)).resize(size, Image.Resampling.BOX), dtype=np.float64)
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -68,6 +69,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run the command line and give the exit status."""
     debug = "--debug" in arguments
+    # OpenMP's threads spin while they wait for each other; beside another busy process that halves the speed or worse.
+    # Read when torch is loaded, which no verb has done yet.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         cli.main(args=arguments, prog_name="cytosae", standalone_mode=False)
         return 0

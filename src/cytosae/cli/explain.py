@@ -18,9 +18,17 @@ from cytosae.cli._common import done, verb
     type=click.Path(path_type=Path),
     help="A concept index: ranks by rarity too, and says what is known of each concept.",
 )
+@click.option("--weights", type=click.Path(path_type=Path), help="Weight file of the backbone, where it came from one.")
 @click.option("--concepts", type=click.IntRange(1, 64), default=7, show_default=True, help="Concepts an image.")
 def command(
-    images: tuple[Path, ...], sae: Path, index: Path | None, concepts: int, out: Path, device: str, seed: int
+    images: tuple[Path, ...],
+    sae: Path,
+    index: Path | None,
+    weights: Path | None,
+    concepts: int,
+    out: Path,
+    device: str,
+    seed: int,
 ) -> None:
     """Show which concepts each of IMAGES carries, and where: one picture an image, and explain.json."""
     from cytosae._progress import track
@@ -31,7 +39,7 @@ def command(
 
     dictionary = load_sae(sae, device=device)
     known = ConceptIndex(index) if index else None
-    backbone, layer = backbone_of(dictionary, device)
+    backbone, layer = backbone_of(dictionary, device, weights)
     records: list[dict[str, Any]] = []
     inputs = {"sae": dictionary.hash, **({"index": known.hash} if known else {})}
     with commit_folder(out, kind="explanations", version=1, inputs=inputs, config={"concepts": concepts}) as (

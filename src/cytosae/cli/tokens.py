@@ -13,6 +13,13 @@ from cytosae.cli._common import done, precision, verb, where_option
 @click.argument("cells", type=click.Path(path_type=Path))
 @click.option("--backbone", default="dinov2-s", show_default=True, help="A name that 'cytosae backbones' lists.")
 @click.option(
+    "--weights", type=click.Path(path_type=Path), help="Your weight file of that backbone; nothing in it is executed."
+)
+@click.option("--heads", type=click.IntRange(1), help="Attention heads, where the file's width does not tell them.")
+@click.option(
+    "--image-size", type=click.IntRange(1), help="Pixels a side, where the network allows another than its own."
+)
+@click.option(
     "--layer", type=int, default=-2, show_default=True, help="Block whose output is kept; -2 is the last but one."
 )
 @click.option("--precision", "wanted", type=click.Choice(["float32", "bfloat16", "auto"]), default="float32", show_default=True,
@@ -23,6 +30,9 @@ from cytosae.cli._common import done, precision, verb, where_option
 def command(
     cells: Path,
     backbone: str,
+    weights: Path | None,
+    heads: int | None,
+    image_size: int | None,
     layer: int,
     wanted: str,
     store: str,
@@ -40,7 +50,14 @@ def command(
     from cytosae.tokens import extract_tokens
 
     table = read_cells(cells)
-    network = load_backbone(backbone, precision=precision(wanted, device), device=device)
+    network = load_backbone(
+        backbone,
+        weights=weights,
+        precision=precision(wanted, device),
+        device=device,
+        heads=heads,
+        image_size=image_size,
+    )
     tokens = extract_tokens(table, network, out, layer=layer, store=store, where=where)
     left = f"; {table.n_quarantined} quarantined cells have none" if table.n_quarantined else ""
     done(

@@ -37,6 +37,7 @@ def index_concepts(
     n_exemplars: int = 20,
     cells_matrix: bool = False,
     device: str = "cpu",
+    weights: Path | str | None = None,
 ) -> ConceptIndex:
     """From cells and a dictionary to everything that is said of every concept.
 
@@ -56,6 +57,8 @@ def index_concepts(
         Cells kept a concept.
     cells_matrix
         Also write ``cells.h5ad``: cells x concepts (largest code over the patches; layers ``mean``, ``patch_share``).
+    weights
+        Weight file of the backbone, where it came from one and no `store` is given.
 
     Raises
     ------
@@ -81,7 +84,7 @@ def index_concepts(
     pooled: list[tuple[Any, ...]] = []
     with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config) as (folder, extra):
         with Meter(len(frame), "index", "cells") as meter:
-            for ids, tokens in cell_tokens(frame, cells.root, sae, store, device):
+            for ids, tokens in cell_tokens(frame, cells.root, sae, store, device, weights):
                 maximum, patch, mean, n_active = pool_cells(sae, ids, tokens)
                 which = np.array([number.get(label_of[int(i)] or "", -1) for i in ids], np.int64)
                 statistics.update(ids, which, maximum, patch, mean, n_active, tokens.shape[1])
@@ -117,24 +120,42 @@ def check_tokens(sae: SparseAutoencoder, store: TokenStore) -> None:
         )
     for key in ("backbone", "layer", "preprocessing"):
         wanted, found = sae.info.get(key), store.manifest.get(key)
+        if key == "backbone" and wanted and found:  # a renamed file is the same backbone
+            wanted, found = ({k: v for k, v in record.items() if k != "file"} for record in (wanted, found))
         if wanted is not None and wanted != found:
             raise CytosaeError(
                 f"The tokens differ from the dictionary's in {key} ({found} against {wanted}); extract them again."
             )
 
 
-def backbone_of(sae: SparseAutoencoder, device: str) -> tuple[Backbone, int]:
+def backbone_of(sae: SparseAutoencoder, device: str, weights: Path | str | None = None) -> tuple[Backbone, int]:
     """The backbone a dictionary belongs to, and the block it was trained on.
+
+    Parameters
+    ----------
+    sae
+        The dictionary.
+    device
+        As torch names it.
+    weights
+        The weight file, where the backbone came from one.
 
     Raises
     ------
     CytosaeError
-        The dictionary does not say, or the weights present are others.
+        The dictionary does not say, it came from a file that is not given, or the weights present are others.
     """
     record = sae.info.get("backbone")
     if not record:
         raise CytosaeError("This dictionary does not say which backbone it belongs to; give tokens with --tokens.")
-    backbone = load_backbone(record["name"], precision=sae.info.get("precision", "float32"), device=device)
+    if record.get("file") and weights is None:
+        raise CytosaeError(
+            f"This dictionary belongs to {record['name']} with the weights of {record['file']}; give that file with --weights."
+        )
+    backbone = load_backbone(
+        record["name"], weights=weights if record.get("file") else None, precision=sae.info.get("precision", "float32"),
+        device=device, **record.get("options", {}),
+    )  # fmt: skip
     if backbone.weights_sha256 != record["sha256"]:
         raise CytosaeError(
             f"The weights of {record['name']} are not those the dictionary was trained on (sha256 differs)."
@@ -143,7 +164,12 @@ def backbone_of(sae: SparseAutoencoder, device: str) -> tuple[Backbone, int]:
 
 
 def cell_tokens(
-    frame: pd.DataFrame, root: str, sae: SparseAutoencoder, store: TokenStore | None, device: str
+    frame: pd.DataFrame,
+    root: str,
+    sae: SparseAutoencoder,
+    store: TokenStore | None,
+    device: str,
+    weights: Path | str | None = None,
 ) -> Iterator[tuple[Any, torch.Tensor]]:
     """(cell_ids, float32 patch tokens [cells, patches, d_in]) for each block of `CHUNK` cell_ids, in ascending order."""
     ids = frame["cell_id"].to_numpy(np.int64)
@@ -153,7 +179,7 @@ def cell_tokens(
         for block in blocks:
             yield block, store.read(store.rows_of(block), kind="patch").float().to(device)
         return
-    backbone, layer = backbone_of(sae, device)
+    backbone, layer = backbone_of(sae, device, weights)
     waiting = torch.empty(0)
     stream = encode_images(frame, root, backbone, layer)
     for block in blocks:

@@ -72,6 +72,7 @@ def extract_tokens(
         "preprocessing": backbone.preprocessing.as_dict(),
         "batch": BATCH,
         "threads": torch.get_num_threads(),
+        **({"backbone_options": backbone.options} if backbone.options else {}),
     }
     if same_work(out, KIND, inputs, config):
         say(f"tokens: {out} is there already")
@@ -89,7 +90,7 @@ def extract_tokens(
             "d_in": backbone.d_in,
             "dtype": store,
             "layer": layer,
-            "backbone": {"name": backbone.name, "sha256": backbone.weights_sha256},
+            "backbone": backbone.record,
             "preprocessing": backbone.preprocessing.as_dict(),
             "precision": backbone.precision,
             "max_abs": top,

@@ -96,7 +96,14 @@ class TokenStore:
         Returns
         -------
         [n, tokens of that kind, d_in] in the stored type
+
+        Raises
+        ------
+        CytosaeError
+            The backbone has no class token.
         """
+        if kind == "class" and self.manifest["token_kinds"][0] != "class":
+            raise CytosaeError(f"{self.folder} holds no class token: its backbone has none; use the patches.")
         part = {"all": slice(None), "patch": slice(self.n_prefix, None), "class": slice(0, 1)}[kind]
         n_tokens = len(range(*part.indices(self.n_tokens)))
         out = np.empty((len(rows), n_tokens, self.d_in), dtype=STORED[self.dtype])
