@@ -15,6 +15,13 @@ import click
 from cytosae.cli._main import VERBS, cli
 
 DOCS = Path(__file__).parent
+#: verb -> what its picture shows, and the picture
+PICTURES = {
+    "cells": ("The page that cells writes beside its table", "cells-page.png"),
+    "explain": ("An eosinophil and seven of its concepts", "explain.jpg"),
+    "patients": ("Profiles of 24 simulated patients", "heatmap.jpg"),
+    "report": ("The head of a report", "report-top.jpg"),
+}
 
 
 def verbs_page() -> str:
@@ -25,6 +32,8 @@ def verbs_page() -> str:
             command = cli.get_command(top, name)
             assert command is not None
             parts += _section(command, name, top, "##")
+            if name in PICTURES:
+                parts.append("![{}](images/{})\n".format(*PICTURES[name]))
     return "\n".join(parts).rstrip() + "\n"
 
 

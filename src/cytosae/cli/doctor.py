@@ -87,7 +87,7 @@ def _torch() -> Finding:
 def _weights() -> Finding:
     from cytosae.backbones import BACKBONES
 
-    here = [name for name, info in BACKBONES.items() if info.present()]
+    here = [name for name, info in BACKBONES.items() if info.present is not None and info.present()]
     if "dinov2-s" in here:
         return Finding("backbone weights", "ok", f"present: {', '.join(here)}")
     return Finding(
