@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_decode import machine
 
+from bench_decode import machine
 from cytosae import SparseAutoencoder, extract_tokens, index_concepts, load_backbone
 from cytosae.cells import Cells, build_cells, bundled_path
 from cytosae.sae.ops import Parameters, main_step

@@ -42,9 +42,8 @@ def _section(command: click.Command, name: str, parent: click.Context, mark: str
         usage = " ".join(command.collect_usage_pieces(context))
         parts = [f"{mark} {name}\n", f"```\n{context.command_path} {usage}\n```\n"]
         parts += [" ".join(p.split()) + "\n" for p in (command.help or "").split("\n\n")]
-        rows = [
-            r for p in command.get_params(context) if isinstance(p, click.Option) and (r := p.get_help_record(context))
-        ]
+        options = [p for p in command.params if isinstance(p, click.Option) and p.name != "help"]
+        rows = [record for option in options if (record := option.get_help_record(context))]
         parts += ["| option | meaning |", "| --- | --- |"]
         parts += [
             f"| `{left.replace('|', chr(92) + '|')}` | {right.replace('|', chr(92) + '|')} |" for left, right in rows

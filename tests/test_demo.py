@@ -200,6 +200,17 @@ def test_explaining_an_image_gives_its_picture_and_the_same_concepts(
     assert "text.jpg: not an image" in done.stderr
 
 
+def test_verbs_find_the_table_beside_their_artifact(demo_run: Path, tmp_path: Path, cli: Cli) -> None:
+    tiny = ("--set", "presentations=5120", "--recipe", "small", "--quiet")
+    done = cli("fit", demo_run / "tokens", *tiny, "--out", tmp_path / "sae")
+    assert done.returncode == 0, done.stderr
+    assert "trained on 480 cells; on 593 other cells" in done.stdout
+    (tmp_path / "moved").symlink_to(demo_run / "tokens")
+    done = cli("fit", tmp_path / "moved", "--cells", tmp_path / "none.parquet", "--out", tmp_path / "x")
+    assert done.returncode == 1
+    assert "none.parquet does not exist" in done.stderr
+
+
 def test_an_index_from_pixels_equals_the_one_from_tokens(demo_run: Path, tmp_path: Path, cli: Cli) -> None:
     where = ("--where", "split=test", "--where", "label=basophil")
     common = (demo_run / "cells.parquet", "--sae", demo_run / "sae", *where, "--threads", "2")

@@ -98,6 +98,24 @@ def precision(wanted: str, device: str) -> str:
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 
+def find_cells(given: Path | None, beside: Path, wanted: str) -> Path:
+    """The table an artifact was made from: the one given, or the one beside the artifact that has the recorded hash.
+
+    Raises
+    ------
+    UsageError
+        None is given and none fits.
+    """
+    from cytosae.storage import artifact_hash
+
+    if given is not None:
+        return given
+    for path in sorted(beside.resolve().parent.glob("*.parquet")):
+        if artifact_hash(path) == wanted:
+            return path
+    raise UsageError(f"The table that {beside} was made from does not lie beside it; give it with --cells.")
+
+
 def done(text: str) -> None:
     """The last line of a verb: what was written."""
     print(text, file=sys.stdout, flush=True)

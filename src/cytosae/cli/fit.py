@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
-from cytosae.cli._common import done, verb
+from cytosae.cli._common import done, find_cells, verb
 
 
 @verb("fit", out="The SAE folder to write.")
 @click.argument("tokens", type=click.Path(path_type=Path))
 @click.option(
-    "--cells", type=click.Path(path_type=Path), required=True, help="The cells.parquet the tokens were made from."
+    "--cells",
+    type=click.Path(path_type=Path),
+    help="The cells.parquet the tokens were made from. [default: the one beside TOKENS]",
 )
 @click.option("--recipe", default="default", show_default=True, help="default, small or relu-l1.")
 @click.option(
@@ -31,7 +33,7 @@ from cytosae.cli._common import done, verb
     help="Cells for the final metrics. [default: those of the same data sets that are not trained on]",
 )
 def command(
-    tokens: Path, cells: Path, recipe: str, settings: tuple[str, ...], where: tuple[str, ...], heldout: tuple[str, ...],
+    tokens: Path, cells: Path | None, recipe: str, settings: tuple[str, ...], where: tuple[str, ...], heldout: tuple[str, ...],
     out: Path, device: str, seed: int,
 ) -> None:  # fmt: skip
     """Train a sparse autoencoder on the patch tokens in TOKENS (a token store).
@@ -43,7 +45,8 @@ def command(
     from cytosae.training import fit, override
 
     chosen = override(recipe, settings)
-    table, store = read_cells(cells), TokenStore(tokens)
+    store = TokenStore(tokens)
+    table = read_cells(find_cells(cells, tokens, store.manifest["inputs"]["cells"]))
     if not where and (table.ok["split"] == "train").any():
         where = ("split=train",)
         if not heldout:

@@ -214,13 +214,9 @@ def measure_controls(
     inputs = {"cells": cells.hash, "tokens": store.hash, "sae": sae.hash}
     head = {"kind": "controls", "version": 1, "created_by": created_by(), "inputs": inputs,
             "config": {"where": list(where), "seed": seed}}  # fmt: skip
-    if out.is_file():
-        try:
-            found = json.loads(out.read_text("utf-8"))
-            if all(found.get(k) == v for k, v in head.items()):
-                return dict(found)
-        except (ValueError, AttributeError):
-            pass  # not whole: measured again below
+    found = _read_record(out)
+    if all(found.get(k) == v for k, v in head.items()):
+        return found
     frame = select(cells, where)
     frame = frame[frame["label"].notna()]
     say("controls: random directions and shuffled labels")
@@ -229,3 +225,11 @@ def measure_controls(
     with commit_file(out) as temporary:
         write_json(temporary, record)
     return record
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The record in a JSON file; empty where there is none or it is not whole, so that it is measured again."""
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
