@@ -47,7 +47,7 @@ def main() -> None:
         names = [cards.nth(i).locator(".id").inner_text() for i in range(cards.count())]
         eosinophil = next(i for i, n in enumerate(names) if "for eosinophil" in n)
         save(cards.nth(eosinophil).screenshot(), "card")
-        background = page.locator("#gallery .card", has_text="A concept of the background").first
+        background = page.locator("#gallery .card", has_text="Mostly off the cell").last
         save(background.screenshot(), "background")
         save(page.locator("#cell .part").first.screenshot(), "words")
         save(page.locator("#patients .card .hit").first.screenshot(), "differential")

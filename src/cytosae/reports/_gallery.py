@@ -161,4 +161,4 @@ def _card(run: Run, index: ConceptIndex, row: Any) -> Card:
 def _headline(row: Any, on_cell: float, n_top: int, n_judged: int, top_label: str) -> str:
     if isinstance(row.label, str):
         return f"{n_top} of the {n_judged} strongest cells: {top_label}"
-    return "Not tied to a cell type, on the cell" if on_cell >= 0.5 else "A concept of the background"
+    return "Not tied to a cell type, on the cell" if on_cell >= 0.5 else "Mostly off the cell in the middle"
