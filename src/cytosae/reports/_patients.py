@@ -146,7 +146,7 @@ def _diagnosis(run: Run, found: Patients, matrix: CellsByConcepts | None, name: 
     for row in hits.head(_N_HITS).to_dict("records"):
         latent = int(row["latent"])
         label = run.index.concepts["top_label"][latent]
-        cells = _cells_with(matrix, latent, found.target, name, row["effect"] < 0)
+        cells = _cells_with(matrix, latent, found.target, name, row["effect"] < 0, above=_threshold(found, latent))
         shown.append(
             Hit(latent, row, label if isinstance(label, str) else "no label", _pictures(run, matrix, latent, cells))
         )
@@ -154,15 +154,31 @@ def _diagnosis(run: Run, found: Patients, matrix: CellsByConcepts | None, name: 
     return Diagnosis(name, n, len(hits), shown, float(rows["q"].min()) if len(rows) else float("nan"))
 
 
+def _threshold(found: Patients, latent: int) -> float:
+    """The value above which a cell counts as carrying a concept."""
+    return float(found.profiles.var["threshold"].to_numpy(np.float64)[latent])
+
+
 def _cells_with(
-    matrix: CellsByConcepts | None, latent: int, column: str, value: str, other: bool = False, n: int = _N_PICTURES
+    matrix: CellsByConcepts | None,
+    latent: int,
+    column: str,
+    value: str,
+    other: bool = False,
+    n: int = _N_PICTURES,
+    above: float = 0.0,
 ) -> list[int]:
-    """The strongest cells of one diagnosis or patient, at most two a patient; of all others where `other`."""
+    """The strongest cells of one diagnosis or patient, at most two a patient; of all others where `other`.
+
+    Only cells that carry the concept as the profile counts it: with a value `above` its threshold.
+    """
     if matrix is None:
         return []
     values = np.asarray(matrix.maximum[:, [latent]].todense()).ravel()
     here = (matrix.obs[column].to_numpy() == value) != other
-    order = [i for i in np.argsort(-np.where(here, values, -1), kind="stable") if here[i] and values[i] > 0]
+    order = [
+        i for i in np.argsort(-np.where(here, values, -1), kind="stable") if here[i] and values[i] > max(above, 0.0)
+    ]
     taken: list[int] = []
     count: dict[Any, int] = {}
     for i in order:
@@ -230,7 +246,8 @@ def _one_patient(run: Run, found: Patients, matrix: CellsByConcepts | None) -> O
             int(row["latent"]), float(row["value"]), float(row["cohort_mean"]), float(row["contribution"]),
             100 * abs(float(row["contribution"])) / widest,
             _pictures(run, matrix, int(row["latent"]),
-                      _cells_with(matrix, int(row["latent"]), "patient", chosen["patient"], n=3)),
+                      _cells_with(matrix, int(row["latent"]), "patient", chosen["patient"], n=3,
+                                  above=_threshold(found, int(row["latent"])))),
         )
         for row in shown.to_dict("records")
     ]  # fmt: skip
