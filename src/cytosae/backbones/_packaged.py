@@ -22,7 +22,7 @@ ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 _ONNX_NAME = "vit_s_focus.onnx"
 _DEPTH, _SIDE_PATCHES, _TRAINED_PATCHES = 12, 16, 37
 #: Raise when the conversion changes, so that an old cache is not used.
-_CONVERSION = 1
+_CONVERSION = 2
 
 
 def cache_folder() -> Path:
@@ -77,7 +77,7 @@ def packaged_weights() -> Path:
     from safetensors.torch import save_file
 
     with commit_file(target) as temporary:
-        save_file(tensors, temporary, metadata={"source_sha256": ONNX_SHA256, "format": "pt"})
+        save_file(tensors, temporary, metadata={"source_sha256": ONNX_SHA256})
     return target
 
 
