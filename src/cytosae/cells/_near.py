@@ -137,10 +137,10 @@ def _candidates(in_order: RecordFile) -> Iterator[tuple[npt.NDArray[np.int64], n
             others = others[: int(np.searchsorted(others["brightness"], brightest, "right"))]
             i, j = np.nonzero(mine @ others["signature"].astype(np.float32).T > closest)
             later = begin + j > start + i
-            first, second = block[i[later]], others[j[later]]
-            same = (np.abs(first["colour"] - second["colour"]) < COLOUR_DISTANCE).all(axis=1)
+            i, j = i[later], j[later]
+            same = (np.abs(block["colour"][i] - others["colour"][j]) < COLOUR_DISTANCE).all(axis=1)
             if same.any():
-                yield first["number"][same], second["number"][same]
+                yield block["number"][i[same]], others["number"][j[same]]
             if len(others) < _PARTNERS:
                 break
 

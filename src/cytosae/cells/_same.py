@@ -20,6 +20,8 @@ _RUN_PARTS = 8
 
 _HASH = np.dtype([("hash", "<u8"), ("row", "<i8")])
 
+_THUMB = np.dtype(f"V{THUMB_BYTES}")
+
 Numbers = npt.NDArray[np.int64]
 
 
@@ -43,15 +45,19 @@ def duplicate_groups(parts: Parts, *, search: bool) -> Callable[[int, int], Numb
     # the different images, numbered in the order of their first cells
     row_of = RecordFile.at(parts.folder / "different.bin", "<i8")
     number_of = RecordFile.at(parts.folder / "numbers.bin", "<i8")
-    thumbs = RecordFile.at(parts.folder / "thumbs.bin", f"({THUMB_BYTES},)u1")
+    thumbs = RecordFile.at(parts.folder / "thumbs.bin", _THUMB)
     for k in range(parts.n_done()):
         rows = np.arange(k * PART_ROWS, min((k + 1) * PART_ROWS, len(first)))
         own = first.read(int(rows[0]), int(rows[-1]) + 1) == rows
         number_of.append(len(row_of) + np.cumsum(own) - 1)
         row_of.append(rows[own])
-        thumbs.append(parts.thumbs(k)[own])
+        thumbs.append(np.ascontiguousarray(parts.thumbs(k)[own]).view(_THUMB)[:, 0])
     say(f"near duplicates: comparing {len(row_of):,} different images")
-    found = near_duplicate_groups(thumbs.take, len(row_of))
+
+    def read(numbers: Numbers) -> npt.NDArray[np.uint8]:
+        return thumbs.take(numbers).view(np.uint8).reshape(-1, THUMB_BYTES)
+
+    found = near_duplicate_groups(read, len(row_of))
     return lambda start, stop: row_of.take(found[number_of.take(first.read(start, stop))])
 
 
