@@ -90,6 +90,28 @@ def test_chance_is_not_called_a_shortcut() -> None:
     assert all(g.accuracy == 0 for g in _give_aways(frame))
 
 
+def test_files_of_one_length_are_looked_through_like_others(tree: Tree, pixels, encode, tmp_path) -> None:
+    root = tree({f"{'ab'[i % 2]}/{i}.bmp": encode(pixels[i][:64, :64], "BMP") for i in range(24)})
+    build_table(root, tmp_path / "c.parquet", near_duplicates=False)
+    assert audit_cells(tmp_path / "c.parquet").give_aways == []
+
+
+def test_tenths_are_those_of_pandas() -> None:
+    lengths = np.random.default_rng(1).integers(900, 4000, 2000)
+    frame = pd.DataFrame({
+        "width": 9, "height": 9, "mode": "RGB", "dataset": "d", "file_bytes": lengths,
+        "label": np.where(lengths % 7 < 3, "a", np.where(lengths > 3000, "b", "c")),
+    })  # fmt: skip
+    found = next(g for g in _give_aways(frame) if g.what == "file length")
+    bins = pd.qcut(frame["file_bytes"].astype(float), 10)
+    shares = pd.crosstab(bins, frame["label"])
+    for value, n, label, share, _ in found.examples:
+        left = float(value.split(" to ")[0].replace(",", ""))
+        row = shares.loc[next(b for b in shares.index if abs(b.left - left) <= 1)]
+        assert (row.sum(), row.idxmax(), row.max() / row.sum()) == (n, label, share)
+    assert len(found.examples) > 2
+
+
 @pytest.mark.shared
 def test_the_size_leak_of_acevedo_is_found(pack: Path, tmp_path) -> None:
     build_table(pack / "acevedo_pbc", tmp_path / "c.parquet", layout="acevedo", near_duplicates=False)

@@ -88,11 +88,11 @@ def resize_down(pixels: Pixels, height: int, source: Pixels | None = None) -> Pi
     weights = _weights(pixels.shape[0], height)
     sums = weights.matrix @ pixels.reshape(pixels.shape[0], -1).astype(np.int32)
     sums += _HALF
-    row, place = weights.doubtful(sums) if source is not None else ((), ())
+    doubtful = weights.doubtful(sums) if source is not None else None
     sums >>= _BITS
     result: Pixels = sums.astype(np.uint8).reshape(height, *pixels.shape[1:])
-    if source is not None and len(row):
-        column, channel = np.divmod(place, 3)
+    if source is not None and doubtful is not None and len(doubtful[0]):
+        row, (column, channel) = doubtful[0], np.divmod(doubtful[1], 3)
         across = _weights(source.shape[1], pixels.shape[1])
         result[row, column, channel] = _single_values(source, weights, across, row, column, channel)
     return result

@@ -12,7 +12,8 @@ import pandas as pd
 
 from cytosae.cells._facts import Facts
 
-Values, Counts = npt.NDArray[np.float64], npt.NDArray[np.int64]
+Values = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 
 #: Fewer cells or classes than this make no statement.
 _MIN_CELLS = 20
@@ -158,8 +159,8 @@ def _table(facts: Facts, value: str, target: str, tenths: _Tenths | None) -> tup
         )
         order = [name for (name,) in appeared if name in found]
     counts = np.array([found[name] for name in order]).reshape(len(order), len(columns))
-    used = counts.any(axis=0)
-    return order, [c for c, u in zip(columns, used, strict=True) if u], counts[:, used]
+    used = np.flatnonzero(counts.any(axis=0))
+    return order, [columns[i] for i in used], counts[:, used]
 
 
 def _measure(what: str, target: str, values: list[str], classes: list[str], counts: Counts) -> GiveAway:

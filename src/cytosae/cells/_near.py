@@ -42,7 +42,7 @@ Spectra = npt.NDArray[np.complex64]
 
 def near_duplicate_groups(
     read: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]], n: int
-) -> npt.NDArray[np.integer[Any]]:
+) -> npt.NDArray[np.int32]:
     """Groups of near duplicates among `n` different images.
 
     Parameters
@@ -54,9 +54,9 @@ def near_duplicate_groups(
 
     Returns
     -------
-    Integers ``[n]``: the lowest number of the image's group; its own where it has no near duplicate.
+    int32 ``[n]``: the lowest number of the image's group; its own where it has no near duplicate.
     """
-    parent = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)
+    parent = np.arange(n, dtype=np.int32)
     if n < 2:
         return parent
     with tempfile.TemporaryFile(buffering=0) as first_file, tempfile.TemporaryFile(buffering=0) as second_file:
@@ -148,7 +148,7 @@ def _candidates(in_order: RecordFile) -> Iterator[tuple[npt.NDArray[np.int64], n
 def _verify(
     first: npt.NDArray[np.int64],
     second: npt.NDArray[np.int64],
-    parent: npt.NDArray[np.integer[Any]],
+    parent: npt.NDArray[np.int32],
     read: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]],
 ) -> None:
     """Unite the pairs that show the same cell; pairs already in one group are not compared again."""
@@ -167,9 +167,7 @@ def _verify(
             parent[high] = low
 
 
-def _roots(
-    parent: npt.NDArray[np.integer[Any]], numbers: npt.NDArray[np.int64] | None = None
-) -> npt.NDArray[np.integer[Any]]:
+def _roots(parent: npt.NDArray[np.int32], numbers: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int32]:
     """The lowest number of each group (a parent is always lower than its child)."""
     found = parent if numbers is None else parent[numbers]
     while True:

@@ -58,7 +58,7 @@ def duplicate_groups(parts: Parts, *, search: bool) -> Callable[[int, int], Numb
         return thumbs.take(numbers).view(np.uint8).reshape(-1, THUMB_BYTES)
 
     found = near_duplicate_groups(read, len(row_of))
-    return lambda start, stop: row_of.take(found[number_of.take(first.read(start, stop))])
+    return lambda start, stop: row_of.take(found[number_of.take(first.read(start, stop))].astype(np.int64))
 
 
 def _first_rows(parts: Parts) -> RecordFile:
