@@ -107,7 +107,11 @@ class TableWriter:
     def _flush(self) -> None:
         if self._waiting:
             table = pa.concat_tables([t.replace_schema_metadata(self._schema.metadata) for t in self._waiting])
-            self._writer.write_table(table.combine_chunks(), row_group_size=GROUP_ROWS)
+            self._waiting = []
+            table = table.combine_chunks()
+            self._writer.write_table(table, row_group_size=GROUP_ROWS)
+            del table
+            pa.default_memory_pool().release_unused()
         self._waiting, self._n_waiting = [], 0
 
     def __exit__(self, *exc: Any) -> None:
