@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from cytosae.cells._parts import PART_ROWS, Parts, table_schema
 from cytosae.cells._same import duplicate_groups
 from cytosae.cells._spool import RecordFile, merge_runs, sorted_names
 from cytosae.cells._thumb import THUMB_BYTES
+from cytosae.cells.layouts import open_source
 from cytosae.cells.layouts._folder import image_paths
 
 
@@ -37,6 +39,21 @@ def test_a_large_folder_is_listed_as_a_small_one(monkeypatch, tmp_path: Path) ->
     assert passed == {"not an image file": 57}
     monkeypatch.setattr(_spool, "RUN_NAMES", 8)
     assert list(image_paths(tmp_path)) == whole == [*sorted(f"{i}.jpg" for i in range(57)), "sub/0.jpg"]
+
+
+def test_the_names_of_a_large_folder_are_not_held(tmp_path: Path) -> None:
+    for i in range(12_000):
+        (tmp_path / f"{'a long name of a cell ' * 8}{i}.jpg").touch()
+    peaks = []
+    for run in (12_001, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_spool, "RUN_NAMES", run)
+            tracemalloc.start()
+            n = sum(1 for _ in open_source(tmp_path, "auto").entries)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert n == 12_000
+    assert peaks[1] < peaks[0] / 3
 
 
 def test_records_come_back_from_every_place(tmp_path: Path) -> None:
