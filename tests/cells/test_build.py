@@ -72,6 +72,18 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tree: Tree, real, tmp_p
     assert [p.name for p in out.parent.iterdir()] == ["cells.parquet"]
 
 
+def test_a_run_killed_while_it_looks_for_duplicates_ends_in_the_same_bytes(tree: Tree, real, tmp_path) -> None:
+    root = tree({f"a/{i}.jpg": real[i % 9] for i in range(12)})
+    child = _child("import os, sys; from cytosae.cells import _build, _same; "
+                   "_same.near_duplicate_groups = lambda *a: os.kill(os.getpid(), 9); "
+                   "_build.build_table(sys.argv[1], sys.argv[2])", root, tmp_path / "c.parquet")  # fmt: skip
+    assert child.wait() == -signal.SIGKILL
+    assert {"first.bin", "thumbs.bin"} <= {p.name for p in tmp_path.glob(".c.parquet.*/*")}
+    build_table(root, tmp_path / "c.parquet")
+    assert (tmp_path / "c.parquet").read_bytes() == build_table(root, tmp_path / "d.parquet").path.read_bytes()
+    assert not list(tmp_path.glob(".c.parquet.*"))
+
+
 def test_a_source_that_changed_meanwhile_is_not_resumed(tree: Tree, real, tmp_path) -> None:
     root = tree({f"a/{i}.jpg": real[i] for i in range(4)})
     child = _child("import sys; from cytosae.cells import _build; _build._number_groups = lambda *a: sys.exit(9); "
