@@ -29,7 +29,7 @@ _LOW, _HIGH = 8, 12
 #: Shifts that are tried, in thumb pixels: up to 1/14 of the image to each side.
 _SHIFTS = np.arange(-2.25, 2.26, 0.25)
 
-_BLOCK, _PARTNERS, _PAIRS, _RUN = 512, 1024, 512, 2048
+_BLOCK, _PARTNERS, _PAIRS, _RUN = 512, 512, 512, 2048
 
 #: What is compared of an image, in a file sorted by brightness.
 _MARK = np.dtype([
