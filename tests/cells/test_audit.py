@@ -96,6 +96,14 @@ def test_files_of_one_length_are_looked_through_like_others(tree: Tree, pixels, 
     assert audit_cells(tmp_path / "c.parquet").give_aways == []
 
 
+def test_a_source_with_a_column_of_an_odd_type_is_audited() -> None:
+    table = pa.table({
+        "cell_id": pa.array([0, 1]), "source_field": pa.array([[1, 2], None]), "file_bytes": pa.array([2**64 - 1, 5], pa.uint64()),
+    })  # fmt: skip
+    facts = Facts(table.to_batches(), table.column_names)
+    assert list(facts.rows("SELECT source_field, file_bytes FROM ok")) == [("[1, 2]", str(2**64 - 1)), (None, "5")]
+
+
 def test_tenths_are_those_of_pandas() -> None:
     lengths = np.random.default_rng(1).integers(900, 4000, 2000)
     frame = pd.DataFrame({

@@ -60,4 +60,12 @@ class Facts:
         if name not in batch.schema.names:
             return ["ok" if name == "status" else None] * batch.num_rows
         values: list[Any] = batch.column(name).to_pylist()
-        return [int((v or "0")[:15], 16) for v in values] if name == "sha256" else values
+        if name == "sha256":
+            return [int((v or "0")[:15], 16) for v in values]
+        # a source may bring a column of such a name and of any type
+        return values if _is_plain(batch.schema.field(name).type) else [None if v is None else str(v) for v in values]
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    known = (pa.types.is_string, pa.types.is_floating, pa.types.is_signed_integer)
+    return any(test(kind) for test in known)
