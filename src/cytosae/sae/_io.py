@@ -24,7 +24,9 @@ def save_sae(folder: Path, sae: SparseAutoencoder, info: dict[str, Any]) -> None
     if sae.threshold is not None:
         tensors["threshold"] = sae.threshold.detach().cpu().float().contiguous()
     save_file(tensors, folder / "sae.safetensors", metadata={"format": "pt"})
-    shape = {"d_in": sae.d_in, "n_latents": sae.n_latents, "activation": sae.activation}
+    shape: dict[str, Any] = {"d_in": sae.d_in, "n_latents": sae.n_latents, "activation": sae.activation}
+    if sae.k is not None:
+        shape["k"] = sae.k
     write_json(folder / "sae.json", {"schema_version": VERSION, **shape, **info})
 
 
@@ -49,6 +51,7 @@ def load_sae(folder: Path | str, *, device: str = "cpu") -> SparseAutoencoder:
         raise CytosaeError(f"{folder} is not a whole SAE ({type(error).__name__}: {error}); train it again.") from error
     threshold = tensors.get("threshold")
     sae = SparseAutoencoder(
-        **weights, activation=str(info["activation"]), threshold=threshold, info=info, hash=manifest.hash
-    )
+        **weights, activation=str(info["activation"]), threshold=threshold, info=info, hash=manifest.hash,
+        k=info.get("k"),
+    )  # fmt: skip
     return sae.to(device) if torch.device(device).type != "cpu" else sae
