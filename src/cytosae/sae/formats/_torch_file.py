@@ -79,10 +79,14 @@ def _check_container(path: Path) -> None:
     """Refuse, without PyTorch, what is not a plain, whole zip archive as ``torch.save`` writes it."""
     try:
         size = path.stat().st_size
-        zipped = zipfile.is_zipfile(path)
-        head = path.open("rb").read(2)
+        with path.open("rb") as file:
+            head = file.read(2)
     except OSError as error:
         raise CytosaeError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    try:
+        zipped = zipfile.is_zipfile(path)
+    except Exception as error:  # BadZipFile, where the end of the archive is there but contradicts itself
+        raise damaged(path) from error
     if not zipped:
         if head[:1] == b"\x80" or (size and _is_tar(path)):
             raise CytosaeError(
