@@ -42,7 +42,9 @@ def tokens(n: int, seed: int) -> torch.Tensor:
 
 
 def expect(folder: Path, x: torch.Tensor, codes: torch.Tensor, y: torch.Tensor) -> None:
-    save_file({"x": x, "codes": codes.detach().contiguous(), "y": y.detach().contiguous()}, folder / "expected.safetensors")
+    save_file(
+        {"x": x, "codes": codes.detach().contiguous(), "y": y.detach().contiguous()}, folder / "expected.safetensors"
+    )
 
 
 def dictionary_learning() -> None:
@@ -106,7 +108,7 @@ def saelens() -> None:
             sae.b_dec += tokens(64, 2).mean(0)
         adam = torch.optim.Adam(sae.parameters(), lr=1e-2)
         for step in range(40):
-            coefficients = {key: 0.01 for key in sae.get_coefficients()}
+            coefficients = dict.fromkeys(sae.get_coefficients(), 0.01)
             out = sae.training_forward_pass(TrainStepInput(tokens(64, 100 + step), coefficients, None, step, False))
             adam.zero_grad()
             out.loss.backward()

@@ -101,19 +101,17 @@ After editing this card, `cytosae import sae FOLDER --out SAE` makes a dictionar
 
 def _table(head: tuple[str, str], rows: dict[str, Any]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "| --- | --- |"]
-    lines += [f"| {name} | {_cell('not known' if value is None else value)} |" for name, value in rows.items()]
+    lines += [
+        f"| {name} | {value if name == 'activation' else _cell('not known' if value is None else value)} |"
+        for name, value in rows.items()
+    ]
     return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:
-    """A value on one line of Markdown, without markup of its own except in code."""
+    """A value on one line of a Markdown table, without markup of its own."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    return (
-        " ".join(str(value).split())
-        .replace("|", "/")
-        .replace("<", "‹")
-        .replace(">", "›" if "`" not in str(value) else ">")
-    )
+    return " ".join(str(value).split()).translate(str.maketrans("[]<>|`", "()‹›/'"))

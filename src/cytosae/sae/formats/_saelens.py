@@ -118,10 +118,9 @@ def _fold(
 ) -> list[str]:
     """Fold what SAELens does around the weights into them, in its own order; gives a line on each change."""
     changes = []
-    normalized = config.get("normalize_activations")
-    normalized = {True: "expected_average_only_in", False: "none", None: "none"}.get(normalized, normalized) if isinstance(
-        normalized, bool | str | None
-    ) else plain(normalized)  # fmt: skip
+    given = config.get("normalize_activations")
+    # a truth value before SAELens 3
+    normalized = "expected_average_only_in" if given is True else plain(given) if given else "none"
     rescaled = config.get("rescale_acts_by_decoder_norm") is True
     if normalized == "expected_average_only_in":
         scale = read_json(folder / SCALER).get("scaling_factor") if (folder / SCALER).is_file() else None

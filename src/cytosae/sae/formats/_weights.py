@@ -97,7 +97,7 @@ class Tensors:
             )
         self.dtype = self.dtype or str(value.dtype).removeprefix("torch.")
         try:
-            copy = value.detach().to(torch.float32, copy=True).contiguous()
+            copy: torch.Tensor = value.detach().to(torch.float32, copy=True).contiguous()
         except Exception as error:
             raise damaged(self.path) from error
         if only and not bool(torch.isfinite(copy).all()):
@@ -131,7 +131,9 @@ def build(
 ) -> SparseAutoencoder:
     """The dictionary; what is wrong with it is said in the name of its file."""
     try:
-        return SparseAutoencoder(**weights, activation=activation, threshold=threshold, k=k, info=info)
+        return SparseAutoencoder(
+            weights["W_enc"], weights["b_enc"], weights["W_dec"], weights["b_dec"], activation, threshold, info, k=k
+        )  # fmt: skip
     except CytosaeError as error:
         raise CytosaeError(f"{path}: {error}") from error
 
