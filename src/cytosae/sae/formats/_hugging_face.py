@@ -66,9 +66,11 @@ def _card(sae: SparseAutoencoder, title: str, licence: str) -> str:
         "sha256 of the backbone's weights": backbone.get("sha256"), "block": info.get("layer"),
         "kinds of token": ", ".join(map(str, info.get("token_kinds") or [])) or None, "recipe": info.get("recipe"),
         "semantics": info.get("semantics"), "seed": info.get("seed"), "cells trained on": info.get("n_cells_train"),
-        "imported from": imported.get("format"), "folded on import": "; ".join(map(str, imported.get("changes") or [])) or None,
         "written by": created_by(),
     }  # fmt: skip
+    if imported:
+        facts["imported from"] = imported.get("format")
+        facts["folded on import"] = "; ".join(map(str, imported.get("changes") or [])) or "nothing"
     metrics = {text: info["metrics"].get(key) for key, text in _METRICS.items()} if info.get("metrics") else {}
     return f"""---
 {head}---

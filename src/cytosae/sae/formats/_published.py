@@ -71,6 +71,6 @@ def from_published(path: Path, found: dict[Any, Any]) -> SparseAutoencoder:
         **unknown_info(), "semantics": "cytosae-2025", "hyperparameters": settings,
         "token_kinds": ["class"] if fields.get("class_token") else ["all"],
         "layer": whole_number(fields.get("block_layer")), "seed": whole_number(fields.get("seed")),
-        "imported": {"format": "cytosae-2025", "dtype": tensors.dtype, "changes": []},
+        "imported": {"format": "published CytoSAE or PatchSAE", "dtype": tensors.dtype, "changes": []},
     }  # fmt: skip
     return build(path, weights, "relu", info)
