@@ -9,8 +9,8 @@ import pytest
 
 
 def golden_file() -> Path:
-    given = os.environ.get("CYTOSAE_GOLDEN")
-    folder = Path(given) if given else Path(__file__).resolve().parents[3] / "shared" / "golden"
+    """The one of the folder in ``CYTOSAE_GOLDEN``, else the one in the repository."""
+    folder = Path(os.environ.get("CYTOSAE_GOLDEN") or Path(__file__).parents[1] / "golden")
     found = sorted(folder.glob("final_sparse_autoencoder_*.pt"))
     if not found:
         pytest.skip(f"no published checkpoint in {folder}")

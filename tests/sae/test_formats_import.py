@@ -83,7 +83,7 @@ def test_golden_published_checkpoint_keeps_every_value_and_field(tmp_path: Path)
     assert (info["d_in"], info["n_latents"]) == (fields["d_in"], fields["d_sae"]) == tuple(sae.W_enc.shape)
     assert info["activation"] == "relu"
     assert info["semantics"] == "cytosae-2025"
-    assert info["token_kinds"] == ["all"]
+    assert info["token_kinds"] == ["class", "patch"]
     assert info["layer"] == fields["block_layer"]
     assert fields["dtype"] == "float32"
     assert fields["device"].startswith(("cpu", "cuda"))
@@ -282,7 +282,7 @@ def test_a_scaling_of_the_tokens_is_folded_into_the_weights(name: str, tmp_path:
         ({"k": 0}, "its k is 0"),
         ({"k": 2.5}, "its k is 2.5"),
         ({"k": True}, "its k is True"),
-        ({"k": 17}, "from 1 to 16"),
+        ({"k": 17}, "k is 17 and not from 1 to 16"),
         ({"d_in": 768}, "says d_in 768"),
         ({"d_sae": "16"}, "says d_sae 16"),
         ({"metadata": 3, "k": None}, "its k is None"),

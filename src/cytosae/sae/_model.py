@@ -9,8 +9,8 @@ import torch
 
 from cytosae._errors import CytosaeError
 
-#: `relu`: max(pre, 0). `threshold`: pre where pre > threshold, else 0 (BatchTopK and JumpReLU in inference).
-#: `topk`: the `k` largest positive pre of each token, ties to the lower latent (TopK, arXiv 2406.04093).
+#: `relu`: max(pre, 0). `threshold`: pre where pre > threshold, else 0 (BatchTopK and JumpReLU in inference). `topk`: the k
+#: largest positive of each token, of equal ones the lower latent.
 ACTIVATIONS = ("relu", "threshold", "topk")
 
 
@@ -26,12 +26,12 @@ class SparseAutoencoder:
         One of `ACTIVATIONS`.
     threshold
         float32 [n_latents], for the activation ``threshold``.
+    k
+        For the activation ``topk``: codes a token at most.
     info
         The content of ``sae.json``: recipe, hyperparameters, the backbone it belongs to, metrics.
     hash
         Identity of the artifact it was read from; empty in memory.
-    k
-        Active latents a token at most, for the activation ``topk``.
     """
 
     W_enc: torch.Tensor
@@ -40,9 +40,9 @@ class SparseAutoencoder:
     b_dec: torch.Tensor
     activation: str = "relu"
     threshold: torch.Tensor | None = None
+    k: int = 0
     info: dict[str, Any] = field(default_factory=dict)
     hash: str = ""
-    k: int | None = None
 
     def __post_init__(self) -> None:
         d, n = self.W_enc.shape
@@ -53,8 +53,8 @@ class SparseAutoencoder:
             if self.threshold is None:
                 raise CytosaeError("The activation 'threshold' needs a threshold for each latent, but there is none.")
             shapes["threshold"] = (n,)
-        if self.activation == "topk" and not (type(self.k) is int and 1 <= self.k <= n):
-            raise CytosaeError(f"The activation 'topk' needs a whole number k from 1 to {n}, but k is {self.k!r}.")
+        if self.activation == "topk" and self.k < 1:
+            raise CytosaeError("The activation 'topk' needs k, the number of codes a token, but there is none.")
         for name, shape in shapes.items():
             found = tuple(getattr(self, name).shape)
             if found != shape:
@@ -78,7 +78,7 @@ class SparseAutoencoder:
         moved = None if self.threshold is None else self.threshold.to(device)
         return SparseAutoencoder(
             self.W_enc.to(device), self.b_enc.to(device), self.W_dec.to(device), self.b_dec.to(device),
-            self.activation, moved, self.info, self.hash, self.k,
+            self.activation, moved, self.k, self.info, self.hash,
         )  # fmt: skip
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -99,8 +99,8 @@ class SparseAutoencoder:
             assert self.threshold is not None
             pre[pre <= self.threshold] = 0
         codes = pre.clamp_(min=0)
-        if self.k is not None and self.activation == "topk":
-            codes = keep_largest(codes, self.k)
+        if self.activation == "topk" and self.k < self.n_latents:
+            codes = _row_topk(codes, self.k)
         return codes.reshape(*shape[:-1], self.n_latents)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
@@ -108,25 +108,9 @@ class SparseAutoencoder:
         return codes @ self.W_dec + self.b_dec
 
 
-def keep_largest(codes: torch.Tensor, k: int) -> torch.Tensor:
-    """Keep the `k` largest of each row; of exact ties at the last place, the lower latents.
-
-    `torch.topk` chooses among ties as it likes, differently from one machine to the next.
-
-    Parameters
-    ----------
-    codes
-        float32 [n_tokens, n_latents], all >= 0; overwritten.
-    k
-        From 1 to n_latents.
-    """
-    values, index = torch.topk(codes, k, dim=1)
-    least = values[:, -1:]
-    tied = torch.nonzero(((codes >= least).sum(1) > k) & (least[:, 0] > 0)).flatten()
-    kept = torch.zeros_like(codes).scatter_(1, index, values)
-    if len(tied):
-        rows, last = codes[tied], least[tied]
-        equal = rows == last
-        room = k - (rows > last).sum(1, keepdim=True)
-        kept[tied] = torch.where((rows > last) | (equal & (equal.cumsum(1) <= room)), rows, 0)
-    return kept
+def _row_topk(codes: torch.Tensor, k: int) -> torch.Tensor:
+    """Only the `k` largest of each row; of those that tie with the last, the first ones."""
+    least = codes.topk(k, dim=1).values[:, -1:]
+    above, tied = codes > least, codes == least
+    room = k - above.sum(1, keepdim=True)
+    return codes * (above | (tied & (tied.cumsum(1) <= room)))

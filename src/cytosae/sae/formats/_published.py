@@ -69,7 +69,7 @@ def from_published(path: Path, found: dict[Any, Any]) -> SparseAutoencoder:
     settings = plain(fields)
     info = {
         **unknown_info(), "semantics": "cytosae-2025", "hyperparameters": settings,
-        "token_kinds": ["class"] if fields.get("class_token") else ["all"],
+        "token_kinds": ["class"] if fields.get("class_token") else ["class", "patch"],
         "layer": whole_number(fields.get("block_layer")), "seed": whole_number(fields.get("seed")),
         "imported": {"format": "published CytoSAE or PatchSAE", "dtype": tensors.dtype, "changes": []},
     }  # fmt: skip

@@ -130,9 +130,15 @@ def build(
     k: int | None = None,
 ) -> SparseAutoencoder:
     """The dictionary; what is wrong with it is said in the name of its file."""
+    if activation == "topk" and not (k is not None and 1 <= k <= weights["b_enc"].numel()):
+        raise CytosaeError(
+            f"{path} keeps the k largest codes of a token, but k is {k} and not from 1 to {weights['b_enc'].numel()}; get the "
+            "file again."
+        )
     try:
         return SparseAutoencoder(
-            weights["W_enc"], weights["b_enc"], weights["W_dec"], weights["b_dec"], activation, threshold, info, k=k
+            W_enc=weights["W_enc"], b_enc=weights["b_enc"], W_dec=weights["W_dec"], b_dec=weights["b_dec"],
+            activation=activation, threshold=threshold, k=k or 0, info=info,
         )  # fmt: skip
     except CytosaeError as error:
         raise CytosaeError(f"{path}: {error}") from error
