@@ -19,7 +19,7 @@ from published import golden_file
 from safetensors.torch import load_file, save_file
 
 from cytosae import CytosaeError
-from cytosae.sae.formats import import_sae, read_foreign
+from cytosae.sae.formats import export_sae, import_sae, read_foreign
 
 FILES = Path(__file__).parent / "formats_files"
 
@@ -287,7 +287,8 @@ def damage(path: Path, source: Path, change: str) -> None:
             assert value.shape == getattr(whole, key).shape
             assert path.suffix != ".pt" or torch.equal(value, getattr(whole, key)), i
     assert not broken
-    assert refused >= (tried if change == "cut" else 1)
+    # without its last line break, JSON is still whole
+    assert refused >= (tried - raw.endswith(b"\n") if change == "cut" else 1)
 
 
 @pytest.mark.usefixtures("no_code")
@@ -304,3 +305,12 @@ def test_golden_damage_to_a_published_checkpoint(change: str, tmp_path: Path) ->
     path = tmp_path / "x.pt"
     path.write_bytes(golden_file().read_bytes())
     damage(path, path, change)
+
+
+@pytest.mark.usefixtures("no_code")
+@pytest.mark.parametrize("change", _CHANGES)
+@pytest.mark.parametrize("name", ["sae.json", "sae.safetensors"])
+def test_damage_to_a_model_folder(name: str, change: str, tmp_path: Path) -> None:
+    export_sae(import_sae(FILES / "lens-topk", tmp_path / "sae"), tmp_path / "x", "huggingface")
+    (tmp_path / "x" / "manifest.json").unlink()  # whose hashes would find all of it
+    damage(tmp_path / "x" / name, tmp_path / "x", change)
