@@ -138,6 +138,18 @@ def test_a_checkpoint_saved_on_cuda_is_read_without_it(published: Any, key: str,
     assert sae.info["seed"] == 42
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_of_numbers_are_read(published: Any, dtype: torch.dtype) -> None:
+    def change(content: Any) -> None:
+        content["state_dict"] = {
+            key: torch.nn.Parameter(value.to(dtype)) for key, value in content["state_dict"].items()
+        }
+
+    sae = read_foreign(published(change=change))
+    assert sae.W_enc.dtype == torch.float32
+    assert sae.info["imported"]["dtype"] == str(dtype).removeprefix("torch.")
+
+
 def test_rows_off_unit_length_are_not_normalised(published: Any) -> None:
     path = published()
     g = torch.Generator().manual_seed(0)
@@ -171,9 +183,10 @@ def test_a_configuration_of_another_dictionary_is_refused(published: Any) -> Non
         (lambda c: c["state_dict"].update(W_enc=torch.zeros(0, 12)), "W_enc has the shape"),
         (lambda c: c["state_dict"].update(W_enc=torch.zeros(1).expand(60000, 60000)), "claims to be larger than the file"),
         (lambda c: c["state_dict"].update(b_dec=torch.full((5,), float("nan"))), "b_dec holds values that are not numbers"),
+        (lambda c: c["state_dict"].update(more=bytearray(3)), "bytearray, .*which the plain tensors"),
         (lambda c: c["state_dict"].update(b_dec=torch.zeros(5, dtype=torch.complex64)), "not a plain tensor"),
-        (lambda c: c["state_dict"].update(b_dec=torch.zeros(5, device="meta")), "not a plain tensor"),
-        (lambda c: c["state_dict"].update(b_dec=torch.zeros(5).to_sparse()), "not a plain tensor"),
+        (lambda c: c["state_dict"].update(b_dec=torch.zeros(5, device="meta")), "names torch._utils._rebuild_meta"),
+        (lambda c: c["state_dict"].update(b_dec=torch.zeros(5).to_sparse()), "names torch._utils._rebuild_sparse"),
         (lambda c: c["state_dict"].update(b_dec=[0.0] * 5), "not a plain tensor"),
         (lambda c: c["state_dict"].update(b_dec=torch.full((5,), 1e300, dtype=torch.float64)), "not numbers"),
     ],

@@ -8,6 +8,8 @@ restricted unpickler reads it, with the known names standing for a class that do
 from __future__ import annotations
 
 import pickle
+import pickletools
+import re
 import tarfile
 import zipfile
 from collections.abc import Sequence
@@ -20,6 +22,11 @@ from cytosae._errors import CytosaeError
 
 #: The pickle beside the tensors; a dictionary's is a few kB.
 _MOST_PICKLE = 16 * 2**20
+#: What PyTorch needs to rebuild dense tensors, and what a configuration may hold.
+_ORDINARY = re.compile(
+    r"collections\.OrderedDict|torch\.(_utils\._rebuild_(tensor_v[23]|parameter)|nn\.parameter\.Parameter|(storage\.)?\w*Storage|Size|device|"
+    r"b?float\d+|double|half|u?int\d+|long|bool|float8_\w+)"
+)
 
 
 class Inert:
@@ -49,6 +56,12 @@ def read_torch(path: Path, known: Sequence[str] = ()) -> Any:
     foreign = sorted(set(named) - set(known))
     if foreign:
         raise blocked(path, foreign)
+    # PyTorch also rebuilds sparse tensors and bytearrays of any size; of those a dictionary has none
+    odd = sorted(name for name in _named(path) if name not in known and _ORDINARY.fullmatch(name) is None)
+    if odd:
+        raise CytosaeError(
+            f"{path} was not loaded: it names {', '.join(odd[:3])[:200]}, which the plain tensors of a dictionary do not need."
+        )
     try:
         with torch.serialization.safe_globals([(Inert, name) for name in known]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -57,6 +70,17 @@ def read_torch(path: Path, known: Sequence[str] = ()) -> Any:
             f"{path} was not loaded: its pickle does more than describe tensors and settings, and that would run code; "
             "where you trust the file, save its state_dict alone and give that."
         ) from error
+    except Exception as error:
+        raise damaged(path) from error
+
+
+def _named(path: Path) -> set[str]:
+    """Every class and function that the pickle names, those that PyTorch allows among them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.rsplit("/", 1)[-1] == "data.pkl")
+            codes = pickletools.genops(archive.read(name))
+            return {str(argument).replace(" ", ".") for code, argument, _ in codes if code.name == "GLOBAL"}
     except Exception as error:
         raise damaged(path) from error
 
