@@ -17,13 +17,13 @@ from cytosae.cells import Cells, select
 from cytosae.sae import KIND, VERSION, SparseAutoencoder, load_sae, save_sae
 from cytosae.sae.ops import choose
 from cytosae.storage import commit_folder, same_work
-from cytosae.tokens import TokenStore
+from cytosae.tokens import TokenStore, TokenStream
 from cytosae.training._checkpoint import load_checkpoint, readable_steps, save_checkpoint
 from cytosae.training._measure import measure
 from cytosae.training._patches import training_patches
 from cytosae.training._recipes import Recipe
 from cytosae.training._stop import StopBetweenSteps
-from cytosae.training._stream import CellStream, ShuffledTokens, Stream
+from cytosae.training._stream import SAMPLE, CellStream, Stream
 from cytosae.training._trainer import TokenFacts, Trainer
 
 _LOG_EVERY, _CHECKPOINT_EVERY = 20, 100
@@ -132,13 +132,13 @@ def fit_many(
         ]
         stack.enter_context(_threads(threads))
         stream = _stream(store, cells, where, train_rows, first, seed)
-        n_steps = max(1, first.presentations // stream.step_size)
-        facts = TokenFacts.of(stream.sample(seed), stream.cells_at(0) if isinstance(stream, CellStream) else None)
+        n_steps = max(1, first.presentations // stream.batch)
+        facts = TokenFacts.of(stream.sample(SAMPLE, seed), stream.cells_at(0) if isinstance(stream, CellStream) else None)
         trainers = [Trainer(m.recipe, m.seed, facts, path, n_steps, device) for m, path in open_members]
         names = [m.out.name for m, _ in open_members]
         train(trainers, stream, [folder for folder, _ in folders], n_steps, names=names, log=log)
         for (m, _), trainer, (folder, extra) in zip(open_members, trainers, folders, strict=True):
-            sae, summary = trainer.finish(stream.sample(seed + 1))
+            sae, summary = trainer.finish(stream.sample(SAMPLE, seed + 1))
             metrics = measure(sae, store, test_rows, m.recipe.tokens, facts.sample, seed) if len(test_rows) else {}
             info = {
                 "recipe": m.recipe.name, "hyperparameters": m.recipe.as_dict(), "seed": m.seed, "semantics": semantics(m.recipe),
@@ -146,7 +146,7 @@ def fit_many(
                 "backbone": store.manifest["backbone"], "layer": store.manifest["layer"],
                 "preprocessing": store.manifest["preprocessing"], "precision": store.manifest["precision"],
                 "tokens": store.hash, "n_cells_train": len(train_rows), "n_tokens_train": stream.n_tokens,
-                "n_cells_heldout": len(test_rows), "metrics": metrics, "training": summary,
+                "n_cells_heldout": len(test_rows), "metrics": metrics, "training": {**summary, **stream.record},
             }  # fmt: skip
             save_sae(folder, sae, info)
             extra["metrics"] = metrics
@@ -177,9 +177,9 @@ def train(
             if first:
                 load_checkpoint(folder, first, trainer.state())
             _forget_after(file, first)
-        meter = stack.enter_context(Meter(n_steps * stream.step_size, "fit", _unit(stream)))
+        meter = stack.enter_context(Meter(n_steps * stream.batch, "fit", _unit(stream)))
         stop = stack.enter_context(StopBetweenSteps())
-        meter.add(first * stream.step_size)
+        meter.add(first * stream.batch)
         for step in range(first, n_steps):
             tokens = stream.at(step)
             for i, (trainer, file) in enumerate(zip(trainers, files, strict=True)):
@@ -189,7 +189,7 @@ def train(
                     file.flush()
                     if log is not None:
                         log(names[i], line)
-            meter.add(stream.step_size, f"error {line['error']:.3f}, {line['l0']:.1f} a token, {line['n_dead']} dead")
+            meter.add(stream.batch, f"error {line['error']:.3f}, {line['l0']:.1f} a token, {line['n_dead']} dead")
             last = step + 1 == n_steps
             if ((step + 1) % _CHECKPOINT_EVERY == 0 or stop.asked) and not last:
                 for trainer, folder in zip(trainers, folders, strict=True):
@@ -219,11 +219,10 @@ def _rows(store: TokenStore, cells: Cells, where: Sequence[str], heldout: Sequen
 def _stream(store: TokenStore, cells: Cells, where: Sequence[str], rows: Any, recipe: Recipe, seed: int) -> Stream:
     if recipe.cells_per_step:
         return CellStream(store, rows, recipe.cells_per_step, seed, recipe.tokens)
-    tokens = store.read(rows, kind=recipe.tokens).flatten(0, 1)
+    kept = None
     if recipe.background < 1:
         kept = training_patches(select(cells, where), cells.root, store.grid, recipe.background, seed)
-        tokens = tokens[torch.from_numpy(kept)]
-    return ShuffledTokens(tokens, recipe.batch, seed)
+    return TokenStream(store, rows, kept, recipe.batch, seed, recipe.tokens)
 
 
 def _unit(stream: Stream) -> str:

@@ -1,14 +1,12 @@
-"""What a training step takes: shuffled tokens, or all tokens of shuffled cells; a pure function of (seed, step)."""
+"""Whole cells a step, as the published code trains; single shuffled tokens are `cytosae.tokens.TokenStream`."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.tokens import TokenOrder, TokenStore
+from cytosae.tokens import TokenOrder, TokenStore, TokenStream
 
 #: Tokens from which means, thresholds and the PCA line are measured.
 SAMPLE = 100_000
@@ -37,9 +35,14 @@ class CellStream:
     def __init__(self, store: TokenStore, rows: npt.NDArray[np.int64], cells_per_step: int, seed: int, kind: str) -> None:
         self._store, self._rows, self._kind = store, rows, kind
         self._order = TokenOrder(len(rows), cells_per_step, seed)
-        self.step_size = self._order.batch
+        self.batch = self._order.batch
         self._per_cell = store.read(rows[:1], kind=kind).shape[1]
         self.n_tokens = len(rows) * self._per_cell
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What must be written down, beside the seed, to get the same order again."""
+        return {"order": "cells"}
 
     def at(self, step: int) -> torch.Tensor:
         """Tokens of a step: [cells_per_step * tokens of a cell, d_in] in the stored type."""
@@ -49,36 +52,10 @@ class CellStream:
         """The same, [cells_per_step, tokens of a cell, d_in]."""
         return self._store.read(self._rows[self._order.at(step)], kind=self._kind)
 
-    def sample(self, seed: int) -> torch.Tensor:
-        """At most `SAMPLE` tokens, of cells drawn without repetition."""
-        chosen = sample_positions(len(self._rows), seed, max(1, SAMPLE // self._per_cell))
+    def sample(self, n: int, seed: int) -> torch.Tensor:
+        """About `n` tokens, all of some cells drawn without repetition."""
+        chosen = sample_positions(len(self._rows), seed, max(1, n // self._per_cell))
         return self._store.read(self._rows[chosen], kind=self._kind).flatten(0, 1)
 
 
-class ShuffledTokens:
-    """Shuffled single tokens from memory.
-
-    Parameters
-    ----------
-    tokens
-        [n, d_in] in their stored type.
-    batch, seed
-        Tokens a step, and the seed of their order.
-    """
-
-    def __init__(self, tokens: torch.Tensor, batch: int, seed: int) -> None:
-        self._tokens = tokens
-        self._order = TokenOrder(len(tokens), batch, seed)
-        self.step_size = self._order.batch
-        self.n_tokens = len(tokens)
-
-    def at(self, step: int) -> torch.Tensor:
-        """Tokens of a step [batch, d_in]."""
-        return self._tokens[torch.from_numpy(self._order.at(step))]
-
-    def sample(self, seed: int) -> torch.Tensor:
-        """At most `SAMPLE` tokens, without repetition."""
-        return self._tokens[torch.from_numpy(sample_positions(len(self._tokens), seed))]
-
-
-Stream = CellStream | ShuffledTokens | Any
+Stream = CellStream | TokenStream

@@ -1,0 +1,49 @@
+"""Which path computes a step: one table, by device, processor and sizes; the choice is recorded by whoever asks."""
+
+from __future__ import annotations
+
+import torch
+
+from cytosae.sae.ops._interface import Path
+from cytosae.sae.ops.portable import PortablePath
+
+
+def choose(device: str, d_in: int, n_latents: int, *, products: str = "auto") -> Path:
+    """The path for a dictionary.
+
+    Parameters
+    ----------
+    device
+        As torch names it.
+    d_in, n_latents
+        Its sizes.
+    products
+        ``float32``: nothing but float32 products, in plain PyTorch. ``bfloat16``: plain PyTorch, bfloat16 proposes.
+        ``auto``: the fastest here. In all of them the codes and gradients are float32.
+
+    Returns
+    -------
+    ===================  ==========================================================
+    asked for, and here   path
+    ===================  ==========================================================
+    CPU with VNNI, auto   ``native-int8``, where a C++ compiler is there
+    AMX or CUDA, auto     ``portable-bfloat16``
+    else                  ``portable-float32``
+    ===================  ==========================================================
+    """
+    if products == "bfloat16":
+        return PortablePath(torch.bfloat16)
+    if products == "float32":
+        return PortablePath()
+    if torch.device(device).type == "cpu":
+        from cytosae.sae.ops.native import NativePath, native_library
+
+        if native_library() is not None:
+            return NativePath()
+    return PortablePath(torch.bfloat16 if _fast_bfloat16(device) else torch.float32)
+
+
+def _fast_bfloat16(device: str) -> bool:
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
