@@ -1,6 +1,7 @@
 """Training: recipes and the fit loop."""
 
 from cytosae.training._fit import SHARED, Member, fit, fit_many, has_bfloat16, train
+from cytosae.training._measure import measure
 from cytosae.training._recipes import RECIPES, Recipe, override, replace
 from cytosae.training._stream import CellStream
 from cytosae.training._tensorboard import tensorboard_log
@@ -8,5 +9,5 @@ from cytosae.training._trainer import TokenFacts, Trainer
 
 __all__ = [
     "RECIPES", "SHARED", "CellStream", "Member", "Recipe", "TokenFacts", "Trainer", "fit", "fit_many",
-    "has_bfloat16", "override", "replace", "tensorboard_log", "train",
+    "has_bfloat16", "measure", "override", "replace", "tensorboard_log", "train",
 ]  # fmt: skip
