@@ -86,7 +86,7 @@ class Kept:
                 raise UsageError(f"--patches {n_patches} is not possible: {backbone} gives {n_grid} patches a cell.")
             if n_patches == n_grid:
                 n_patches = None
-        stored = [kinds[i] for i in positions]
+        stored = [kinds[int(i)] for i in positions]
         if n_patches is not None:
             stored = [kind for kind in stored if kind != "patch"] + ["patch"] * n_patches
         return cls(positions, stored, len(kinds), n_grid, n_patches, seed)

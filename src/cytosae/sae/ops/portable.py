@@ -28,6 +28,7 @@ class PortablePath:
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        """Nothing is remembered yet of earlier batches."""
         self.dtype = dtype
         self.name = "portable-" + str(dtype).removeprefix("torch.")
         self._buffers: dict[tuple[int, int], torch.Tensor] = {}
@@ -64,7 +65,11 @@ class PortablePath:
             pre = self._product(part, low, b_enc)
             slack = None
             if per_latent is not None:  # rounding of the factors, and of the result
-                slack = torch.outer(part.norm(dim=1), per_latent).mul_(_SIGMAS * 2**-9 / E.shape[1] ** 0.5).add_(pre.abs(), alpha=2**-8)
+                slack = (
+                    torch.outer(part.norm(dim=1), per_latent)
+                    .mul_(_SIGMAS * 2**-9 / E.shape[1] ** 0.5)
+                    .add_(pre.abs(), alpha=2**-8)
+                )
             if rule.kind == "topk":
                 keep = _at_least_kth(pre, slack, min(rule.k, len(E)))
             else:
@@ -135,7 +140,9 @@ class PortablePath:
                 slope[piece] = (flat[place[piece]] * weights.D[latent[piece]]).sum(1)
             slope += term.l1
             order = torch.argsort(latent, stable=True)
-            starts = torch.cat([torch.zeros(1, dtype=torch.int64, device=x.device), torch.bincount(latent, minlength=m).cumsum(0)])
+            starts = torch.cat(
+                [torch.zeros(1, dtype=torch.int64, device=x.device), torch.bincount(latent, minlength=m).cumsum(0)]
+            )
             gD += _sparse(starts, place[order], term.codes.value[order], m, len(flat)) @ flat
             gE += _sparse(starts, row[order], slope[order], m, len(x)) @ x
             gb.index_add_(0, latent, slope)
@@ -174,7 +181,9 @@ def _at_least_kth(pre: torch.Tensor, slack: torch.Tensor | None, k: int) -> torc
     return (pre if slack is None else pre + slack) >= kth
 
 
-def _exact(x: torch.Tensor, E: torch.Tensor, b_enc: torch.Tensor, row: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+def _exact(
+    x: torch.Tensor, E: torch.Tensor, b_enc: torch.Tensor, row: torch.Tensor, latent: torch.Tensor
+) -> torch.Tensor:
     out = torch.empty(len(row), device=x.device)
     for a in range(0, len(row), _GATHER):
         r, s = row[a : a + _GATHER], latent[a : a + _GATHER]

@@ -48,7 +48,9 @@ class ReferencePath:
         for term in terms:
             rows = slice(None) if term.latents is None else term.latents
             h, D = term.codes.dense(), weights.D[rows]
-            group = torch.bucketize(torch.arange(len(D), device=x.device), torch.tensor(term.bounds, device=x.device), right=True)
+            group = torch.bucketize(
+                torch.arange(len(D), device=x.device), torch.tensor(term.bounds, device=x.device), right=True
+            )
             g_codes = torch.stack([g @ D.T for g in term.g_y])[group, :, torch.arange(len(D), device=x.device)].T
             g_codes = (g_codes + term.l1) * (h > 0)
             masked = [h * (group == j) for j in range(len(term.bounds))]

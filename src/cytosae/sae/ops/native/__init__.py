@@ -40,7 +40,9 @@ class _Packed:
         m, d = E.shape
         self.bytes = torch.empty(lib.cytosae_packed_size(_long(m), _long(d)), dtype=torch.uint8)
         self.scale, self.norm = torch.empty(m), torch.empty(m)
-        lib.cytosae_pack(_at(E), _long(m), _long(d), _at(self.bytes), _at(self.scale), _at(self.norm), torch.get_num_threads())
+        lib.cytosae_pack(
+            _at(E), _long(m), _long(d), _at(self.bytes), _at(self.scale), _at(self.norm), torch.get_num_threads()
+        )
         self.tensor, self.version = E, E._version
 
 
@@ -73,7 +75,12 @@ class NativePath:
             torch.get_num_threads(),
         )  # fmt: skip
         self._hints[key] = max(bound.value, 0.0)
-        codes = Codes(torch.empty(n + 1, dtype=torch.int64), torch.empty(count.value, dtype=torch.int32), torch.empty(count.value), m)
+        codes = Codes(
+            torch.empty(n + 1, dtype=torch.int64),
+            torch.empty(count.value, dtype=torch.int32),
+            torch.empty(count.value),
+            m,
+        )
         self._lib.cytosae_take(ctypes.c_void_p(handle), _at(codes.row_start), _at(codes.latent), _at(codes.value))
         return codes
 
@@ -102,7 +109,8 @@ class NativePath:
         w, x = weights, _floats(x)
         m, d = w.E.shape
         parts = [_Arrays(term) for term in terms]
-        position, rows = None, (None, None, None)
+        position: torch.Tensor | None = None
+        rows: tuple[torch.Tensor | None, ...] = (None, None, None)
         if extra is not None:
             position = torch.full((m,), -1, dtype=torch.int64)
             position[extra.latents] = torch.arange(len(extra.latents))
@@ -140,7 +148,11 @@ class _Arrays:
         latent = term.codes.latent
         if term.latents is not None:
             latent = term.latents[latent.long()].int()
-        self.row_start, self.latent, self.value = term.codes.row_start.contiguous(), latent.contiguous(), _floats(term.codes.value)
+        self.row_start, self.latent, self.value = (
+            term.codes.row_start.contiguous(),
+            latent.contiguous(),
+            _floats(term.codes.value),
+        )
         self.g_y, self.bounds, self.l1 = _floats(term.g_y), np.asarray(term.bounds, np.int64), term.l1
 
 
