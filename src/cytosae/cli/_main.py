@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "backbones": ("backbones", "List the backbones: size, licence, origin, present or not."),
     "tokens": ("tokens", "Run a frozen backbone over the cells and keep its tokens."),
     "fit": ("fit", "Train a sparse autoencoder on tokens."),
+    "import": ("import_", "Read what others made: the published statistics."),
     "index": ("index", "Find exemplars, statistics and labels of every concept."),
     "explain": ("explain", "Show which concepts an image carries, and where."),
     "cohort": ("cohort", "Simulate patients made of real labelled cells."),

@@ -62,7 +62,7 @@ class ScreenedEncoder:
     def __call__(self, x: torch.Tensor) -> Codes:
         """Codes of tokens, float32 [n, d_in]."""
         centred = x.float() - self.b_dec
-        parts = [self._piece(piece) for piece in torch.split(centred, ROWS) if len(piece)]
+        parts = self._pieces(centred) if len(x) else []
         counts = torch.cat([p[0] for p in parts]) if parts else torch.empty(0, dtype=torch.int64)
         row_start = torch.zeros(len(x) + 1, dtype=torch.int64)
         torch.cumsum(counts, 0, out=row_start[1:])
@@ -74,7 +74,10 @@ class ScreenedEncoder:
 
     def candidate_share(self, x: torch.Tensor) -> float:
         """Share of the pre-activations of some tokens that would be candidates; leaves the counts alone."""
-        counts = [len(self._propose(p, *self._margins(p))[1]) for p in torch.split(x.float() - self.b_dec, ROWS)]
+        centred = x.float() - self.b_dec
+        rounded, margin = self._margins(centred)
+        bias = self._bias(centred, margin)
+        counts = [len(self._propose(piece, bias)[1]) for piece in torch.split(rounded, ROWS)]
         return sum(counts) / max(len(x) * len(self.norm), 1)
 
     def take_counts(self) -> dict[str, int]:
@@ -87,17 +90,21 @@ class ScreenedEncoder:
         self.kept, self.kept_weights = torch.arange(len(self.norm)), self.rounded
         return out
 
-    def _piece(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Codes of up to `ROWS` centred tokens: number a token, latents, values."""
+    def _pieces(self, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Codes of centred tokens, `ROWS` at a time: number a token, latents, values."""
         rounded, margin = self._margins(x)
-        counts, latent, guess = self._propose(x, rounded, margin)
-        self.n_candidates += len(latent)
-        self.n_skipped += len(x) * (len(self.norm) - len(self.kept))
-        value = self._recompute(x, counts, latent)
-        active = value > self.threshold[latent]
-        self.n_misjudged += int(((guess > margin[latent]) != active).sum())
-        row = torch.repeat_interleave(torch.arange(len(x)), counts)[active]
-        return torch.bincount(row, minlength=len(x)), latent[active].to(torch.int32), value[active]
+        bias = self._bias(x, margin)
+        out = []
+        for piece, screened in zip(torch.split(x, ROWS), torch.split(rounded, ROWS), strict=True):
+            counts, latent, guess = self._propose(screened, bias)
+            self.n_candidates += len(latent)
+            self.n_skipped += len(piece) * (len(self.norm) - len(self.kept))
+            value = self._recompute(piece, counts, latent)
+            active = value > self.threshold[latent]
+            self.n_misjudged += int(((guess > margin[latent]) != active).sum())
+            row = torch.repeat_interleave(torch.arange(len(piece)), counts)[active]
+            out.append((torch.bincount(row, minlength=len(piece)), latent[active].to(torch.int32), value[active]))
+        return out
 
     def _margins(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens in bfloat16, and for each latent a bound on the error of the screened pre-activation."""
@@ -110,24 +117,26 @@ class ScreenedEncoder:
         # near zero the product is about minus the bias: it may be rounded to bfloat16, and the bias is
         return rounded, 1.02 * margin + 1.01 * _U16 * (self.b_enc - self.threshold).abs()
 
-    def _propose(
-        self, x: torch.Tensor, rounded: torch.Tensor, margin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Candidates in row order: number a token, latents, and screened distance from the threshold plus the margin."""
+    def _bias(self, x: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
+        """Bias of the product, in bfloat16: what lifts every possible code above zero; latents that cannot fire are left out."""
         lifted = self.b_enc - self.threshold + margin
-        kept = self._can_fire(x, lifted)
-        bias = lifted[kept].bfloat16() if len(kept) < len(lifted) else lifted.bfloat16()
-        out = self.buffer[: len(x) * len(kept)].view(len(x), len(kept))
+        self._can_fire(x, lifted)
+        return (lifted[self.kept] if len(self.kept) < len(lifted) else lifted).bfloat16()
+
+    def _propose(self, rounded: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Candidates in row order: number a token, latents, and screened distance from the threshold plus the margin."""
+        n, width = len(rounded), len(self.kept)
+        out = self.buffer[: n * width].view(n, width)
         torch.addmm(bias, rounded, self.kept_weights.T, out=out)
         # the sign and the order of positive bfloat16 numbers are those of their bits
         found = np.flatnonzero(out.view(torch.int16).numpy().ravel() > 0)
-        row, column = np.divmod(found, max(len(kept), 1))
-        counts = torch.from_numpy(np.bincount(row, minlength=len(x)))
+        row, column = np.divmod(found, max(width, 1))
+        counts = torch.from_numpy(np.bincount(row, minlength=n))
         guess = out.view(-1)[torch.from_numpy(found)].float()
-        return counts, kept[torch.from_numpy(column)], guess
+        return counts, self.kept[torch.from_numpy(column)], guess
 
-    def _can_fire(self, x: torch.Tensor, lifted: torch.Tensor) -> torch.Tensor:
-        """Latents that some of these tokens may reach: x.w <= c.w + |x - c| |w| for every c; here the tokens' mean."""
+    def _can_fire(self, x: torch.Tensor, lifted: torch.Tensor) -> None:
+        """Keep the latents that some of these tokens may reach: x.w <= c.w + |x - c| |w| for every c; here the tokens' mean."""
         centre = x.mean(0)
         radius = float((x - centre).norm(dim=1).max())
         reach = self.weights @ centre + radius * self.norm * (1 + 1e-5) + lifted + 1e-5 * centre.norm() * self.norm
@@ -138,7 +147,6 @@ class ScreenedEncoder:
             self._keep(can | within)
         elif len(self.kept) == len(can) and float(can.float().mean()) < 1 - _WORTH_SKIPPING:
             self._keep(can)
-        return self.kept
 
     def _keep(self, which: torch.Tensor) -> None:
         all_of_them = float(which.float().mean()) > 1 - _WORTH_SKIPPING
@@ -168,7 +176,8 @@ def screen_pays(sae: SparseAutoencoder, device: str, sample: torch.Tensor) -> Sc
     """
     from cytosae.training import has_bfloat16
 
-    if torch.device(device).type != "cpu" or not has_bfloat16(device) or sae.n_latents < 256:
+    plain = sae.activation in ("relu", "threshold")  # others choose among all codes of a token
+    if torch.device(device).type != "cpu" or not has_bfloat16(device) or sae.n_latents < 256 or not plain:
         return None
     encoder = ScreenedEncoder(sae)
     return encoder if encoder.candidate_share(sample[:ROWS]) <= TOO_DENSE else None
