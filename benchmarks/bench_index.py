@@ -99,7 +99,7 @@ def index_of(cells: Cells, sae: SparseAutoencoder, backbone: Backbone, folder: P
     number = iter(range(10**6))
 
     def call() -> object:
-        the_pass.backbone_of = lambda *_: (backbone, -2)
+        vars(the_pass)["backbone_of"] = lambda *_: (backbone, -2)  # the network at hand instead of loading it anew
         return index_concepts(cells, sae, folder / f"{backbone.name}-{backbone.precision}-{next(number)}")
 
     return call

@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "import": ("import_", "Read what others made: the published statistics."),
     "index": ("index", "Find exemplars, statistics and labels of every concept."),
     "compare": ("compare", "Lay the same concepts on several sets of cells side by side."),
+    "atlas": ("atlas", "Lay the concepts of an index out on a map, with suggested captions."),
     "explain": ("explain", "Show which concepts an image carries, and where."),
     "cohort": ("cohort", "Simulate patients made of real labelled cells."),
     "patients": ("patients", "Describe, compare and classify patients by the concepts of their cells."),

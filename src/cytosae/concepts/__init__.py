@@ -1,5 +1,6 @@
 """Concepts: what can be said of every latent over a set of cells, and where in an image it sits."""
 
+from cytosae.concepts._atlas import make_atlas
 from cytosae.concepts._cells_by_concepts import CellsByConcepts, read_cells_by_concepts
 from cytosae.concepts._compare import agreement, compare_indices, draw_comparison, relative_entropy
 from cytosae.concepts._draw import draw_maps, spread_map
@@ -49,6 +50,7 @@ __all__ = [
     "infer_n_cells",
     "label_entropy",
     "landscape_numbers",
+    "make_atlas",
     "merge_indices",
     "name_concept",
     "named_concepts",

@@ -59,8 +59,8 @@ def agreement(a: ConceptIndex, b: ConceptIndex) -> dict[str, Any]:
         "jaccard": jaccard,
         "log_frequency_correlation": _correlated(np.log(x[both]), np.log(y[both]), stats.pearsonr),
         "frequency_rank_correlation": _correlated(x[both], y[both], stats.spearmanr),
-        "activation_rank_correlation": _correlated(*means, stats.spearmanr),
-        "entropy_correlation": _correlated(*entropies, stats.spearmanr),
+        "activation_rank_correlation": _correlated(means[0], means[1], stats.spearmanr),
+        "entropy_correlation": _correlated(entropies[0], entropies[1], stats.spearmanr),
         "same_top_label": _same_top_label(a, b),
     }
 
