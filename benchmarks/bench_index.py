@@ -195,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cells", type=int, default=128, help="For DINOv2-S; a quarter of them for ViT-B.")
+    parser.add_argument("--cells", type=int, default=512, help="For DINOv2-S; an eighth of them for ViT-B.")
     parser.add_argument("--memory", type=int, default=1024, help="Cells of the smaller pass of the memory test.")
     parser.add_argument("--sae", type=Path)
     parser.add_argument("--only", choices=["dinov2-s", "vit-b", "memory"])
@@ -213,7 +213,7 @@ def main() -> None:
         folder = Path(name)
         whole = build_cells(bundled_path(), folder / "cells.parquet")
         few = Cells(whole.frame.head(arguments.cells), whole.root, whole.hash)
-        fewer = Cells(whole.frame.head(arguments.cells // 4), whole.root, whole.hash)
+        fewer = Cells(whole.frame.head(arguments.cells // 8), whole.root, whole.hash)
         with torch.inference_mode():
             if arguments.only in (None, "dinov2-s"):
                 results["dinov2-s"] = bench_small(few, folder, arguments.sae, arguments.repeats)

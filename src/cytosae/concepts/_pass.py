@@ -177,18 +177,17 @@ class _Work:
 
     def run(self, shards: Shards) -> None:
         """Make the shards that are missing."""
-        if shards.plan() is None:
-            encoder = self._choose(shards)
-            missing = list(range(self.n_shards))
+        plan = shards.plan()
+        missing = list(range(self.n_shards)) if plan is None else shards.missing(self.n_shards)
+        if not missing:
+            return
+        stream = self._tokens(missing)
+        encoder: Encoder
+        if plan is None:
+            first = next(stream)
+            encoder, stream = self._choose(shards, first[2]), itertools.chain([first], stream)
         else:
-            missing = shards.missing(self.n_shards)
-            if not missing:
-                return
-            encoder = (
-                ScreenedEncoder(self.sae)
-                if (shards.plan() or {})["path"] == ScreenedEncoder.path
-                else DenseEncoder(self.sae)
-            )
+            encoder = (ScreenedEncoder if plan["path"] == ScreenedEncoder.path else DenseEncoder)(self.sae)
         waiting: list[PooledCells] = []
         with (
             Meter(len(self.frame), "index", "cells") as meter,
@@ -197,7 +196,7 @@ class _Work:
         ):
             meter.add(len(self.frame) - sum(len(self._rows(n)) for n in missing))
             writing: Future[None] | None = None
-            for number, rows, tokens in self._tokens(missing):
+            for number, rows, tokens in stream:
                 waiting += [self._pool(encoder, part, tokens[at]) for part, at in self._lots(rows, encoder.aligned)]
                 meter.add(len(rows))
                 if rows[-1] == self._rows(number)[-1]:
@@ -209,20 +208,18 @@ class _Work:
             if writing is not None:
                 writing.result()
 
-    def _choose(self, shards: Shards) -> Encoder:
+    def _choose(self, shards: Shards, tokens: torch.Tensor) -> Encoder:
         """Settle how codes are made, from the first cells: for the whole index, and for a run that goes on later."""
-        rows = np.arange(min(2, len(self.frame)))
-        _, _, tokens = next(self._tokens([0], rows))
-        encoder = screen_pays(self.sae, self.device, tokens[: len(rows)].flatten(0, 1)) or DenseEncoder(self.sae)
+        encoder = screen_pays(self.sae, self.device, tokens[:2].flatten(0, 1)) or DenseEncoder(self.sae)
         shards.plan({"path": encoder.path})
         return encoder
 
     def _rows(self, number: int) -> Ints:
         return np.arange(number * SHARD, min((number + 1) * SHARD, len(self.frame)))
 
-    def _tokens(self, numbers: Sequence[int], rows: Ints | None = None) -> Iterator[tuple[int, Ints, torch.Tensor]]:
+    def _tokens(self, numbers: Sequence[int]) -> Iterator[tuple[int, Ints, torch.Tensor]]:
         """(shard, rows of the table, tokens) in lots of at most `CHUNK` cells that lie within one shard."""
-        rows = np.concatenate([self._rows(n) for n in numbers]) if rows is None else rows
+        rows = np.concatenate([self._rows(n) for n in numbers])
         if not self.stored.stores:
             backbone, layer = self._backbone()
             for at, tokens in computed_tokens(self.frame.iloc[rows], self.root, backbone, layer, self.kind):
