@@ -174,7 +174,9 @@ def test_a_small_gradient_moves_a_weight_by_less_than_the_learning_rate(path: An
     """Adam's epsilon: without it, a gradient of 1e-11 would move a weight as far as one of 1."""
     w = Weights.start(torch.ones(4, 3), torch.eye(4, 3))
     codes = Codes(torch.tensor([0, 1]), torch.tensor([2], dtype=torch.int32), torch.tensor([1.0]), 4)
-    path.update(w, torch.ones(1, 3), [Term(codes, torch.full((1, 1, 3), 1e-11), (4,))], AdamStep(1, 0.1), normalise=False)
+    path.update(
+        w, torch.ones(1, 3), [Term(codes, torch.full((1, 1, 3), 1e-11), (4,))], AdamStep(1, 0.1), normalise=False
+    )
     assert 0 < float((w.E - 1).abs().max()) < 0.01
 
 

@@ -36,7 +36,9 @@ def choose(device: str, d_in: int, n_latents: int, *, products: str = "auto", de
     """
     if dense_start:
         low = products == "bfloat16" or (products == "auto" and has_bfloat16(device))
-        return SwitchingPath(choose(device, d_in, n_latents, products=products), torch.bfloat16 if low else torch.float32)
+        return SwitchingPath(
+            choose(device, d_in, n_latents, products=products), torch.bfloat16 if low else torch.float32
+        )
     if products == "bfloat16":
         return PortablePath(torch.bfloat16)
     if products == "float32":
