@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from cytosae._errors import CytosaeError
 from cytosae.cells import audit_cells, build_cells, build_table, bundled_path, write_page
-from cytosae.cells._give_away import give_aways
+from cytosae.cells._facts import Facts
+from cytosae.cells._give_away import GiveAway, give_aways
 
 Tree = Callable[[dict[str, bytes]], Path]
 
@@ -71,16 +73,51 @@ def test_a_class_that_its_size_gives_away_is_named(tree: Tree, pixels, encode, t
     assert ("60 x 60", 12, "platelet", 1.0, 12 / 26) in size.examples
 
 
+def _give_aways(frame: pd.DataFrame) -> list[GiveAway]:
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    return give_aways(Facts(table.to_batches(), table.column_names))
+
+
 def test_chance_is_not_called_a_shortcut() -> None:
     random = np.random.default_rng(0)
     frame = pd.DataFrame({
         "width": random.integers(100, 140, 3000), "height": 100, "mode": "RGB", "dataset": "d",
-        "file_header": pd.Categorical(random.choice(["JPEG q80", "JPEG q90"], 3000)),
+        "file_header": random.choice(["JPEG q80", "JPEG q90"], 3000),
         "file_bytes": random.integers(1000, 9000, 3000), "label": random.choice(list("abcd"), 3000),
     })  # fmt: skip
-    assert not any(g.serious for g in give_aways(frame))
+    assert not any(g.serious for g in _give_aways(frame))
     frame["label"] = np.arange(3000).astype(str)  # one cell a class: nothing can be learned, nothing claimed
-    assert all(g.accuracy == 0 for g in give_aways(frame))
+    assert all(g.accuracy == 0 for g in _give_aways(frame))
+
+
+def test_files_of_one_length_are_looked_through_like_others(tree: Tree, pixels, encode, tmp_path) -> None:
+    root = tree({f"{'ab'[i % 2]}/{i}.bmp": encode(pixels[i][:64, :64], "BMP") for i in range(24)})
+    build_table(root, tmp_path / "c.parquet", near_duplicates=False)
+    assert audit_cells(tmp_path / "c.parquet").give_aways == []
+
+
+def test_a_source_with_a_column_of_an_odd_type_is_audited() -> None:
+    table = pa.table({
+        "cell_id": pa.array([0, 1]), "source_field": pa.array([[1, 2], None]), "file_bytes": pa.array([2**64 - 1, 5], pa.uint64()),
+    })  # fmt: skip
+    facts = Facts(table.to_batches(), table.column_names)
+    assert list(facts.rows("SELECT source_field, file_bytes FROM ok")) == [("[1, 2]", str(2**64 - 1)), (None, "5")]
+
+
+def test_tenths_are_those_of_pandas() -> None:
+    lengths = np.random.default_rng(1).integers(900, 4000, 2000)
+    frame = pd.DataFrame({
+        "width": 9, "height": 9, "mode": "RGB", "dataset": "d", "file_bytes": lengths,
+        "label": np.where(lengths % 7 < 3, "a", np.where(lengths > 3000, "b", "c")),
+    })  # fmt: skip
+    found = next(g for g in _give_aways(frame) if g.what == "file length")
+    bins = pd.qcut(frame["file_bytes"].astype(float), 10)
+    shares = pd.crosstab(bins, frame["label"])
+    for value, n, label, share, _ in found.examples:
+        left = float(value.split(" to ")[0].replace(",", ""))
+        row = shares.loc[next(b for b in shares.index if abs(b.left - left) <= 1)]
+        assert (row.sum(), row.idxmax(), row.max() / row.sum()) == (n, label, share)
+    assert len(found.examples) > 2
 
 
 @pytest.mark.shared

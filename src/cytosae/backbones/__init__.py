@@ -1,6 +1,6 @@
 """Backbones: a frozen vision transformer turns an image into tokens."""
 
-from cytosae.backbones._packaged import cache_folder, packaged_weights
+from cytosae.backbones._packaged import packaged_weights
 from cytosae.backbones._preprocess import Preprocessing, to_input
 from cytosae.backbones._registry import BACKBONES, BackboneInfo, load_backbone
 from cytosae.backbones._vit import Backbone
@@ -10,7 +10,6 @@ __all__ = [
     "Backbone",
     "BackboneInfo",
     "Preprocessing",
-    "cache_folder",
     "load_backbone",
     "packaged_weights",
     "to_input",

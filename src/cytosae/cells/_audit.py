@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cytosae.cells._give_away import GiveAway, give_aways, sizes
+from cytosae.cells._facts import Facts
+from cytosae.cells._give_away import GiveAway, give_aways
 from cytosae.cells._table import KIND, VERSION
 from cytosae.storage import read_parquet_record, read_table
-
-#: Columns the audit looks at; images, masks and whatever else a table carries are not read.
-_COLUMNS = ("cell_id", "sha256", "width", "height", "mode", "um_per_px", "label", "patient", "diagnosis", "dataset",
-            "split", "status", "reason", "file_header", "file_bytes", "near_duplicate_group", "source_field",
-            "padded_share", "folder_disagrees")  # fmt: skip
 
 #: So many groups or pairs are listed with pictures; all are counted.
 LISTED = 12
 
 Count = tuple[str, int]
+
+_NONE = "(none)"
 
 
 @dataclass(frozen=True)
@@ -80,118 +76,130 @@ class Audit:
 
 
 def audit_cells(path: Path | str) -> Audit:
-    """Look through a table of cells; of a large one, only the columns that are needed are read.
+    """Look through a table of cells of any size; only the columns that are needed are read, and none is held.
 
     Raises
     ------
     CytosaeError
         No such table.
     """
-    frame = _load(Path(path))
-    reasons = _counts(frame.loc[frame["status"] != "ok", "reason"].map(_kind), "")
-    n_cells, ok = len(frame), frame[frame["status"] == "ok"].drop(columns=["reason", "status"])
-    del frame
-    ok = ok.astype({"width": "int64", "height": "int64"})
-    counts = {}
-    for name in ("dataset", "label", "diagnosis", "patient", "split", "mode", "file_header"):
-        if name in ok and ok[name].notna().any():
-            counts[name] = _counts(ok[name])
-    counts["size"] = _counts(sizes(ok))
-    audit = Audit(n_cells, len(ok), counts, reasons, _counts(ok["um_per_px"].round(6), "unknown"))
-    _duplicates(audit, ok)
-    _leaks(audit, ok)
-    audit.give_aways = give_aways(ok)
-    _remarks(audit, ok)
+    path = Path(path)
+    if read_parquet_record(path).get("kind") != KIND:
+        read_table(path, KIND, VERSION)  # says what is wrong
+    facts = Facts.of_table(path)
+    try:
+        reasons = Counter[str]()
+        for reason, n in facts.rows("SELECT reason, COUNT(*) FROM cells WHERE status != 'ok' GROUP BY reason"):
+            reasons[_kind(reason)] += n if reason is not None else 0
+        counts = {}
+        for name in ("dataset", "label", "diagnosis", "patient", "split", "mode", "file_header"):
+            found = _counts(facts, name)
+            if any(value != _NONE for value, _ in found):
+                counts[name] = found
+        counts["size"] = _sorted(Counter({
+            f"{w} x {h}": n for w, h, n in facts.rows("SELECT width, height, COUNT(*) FROM ok GROUP BY width, height")
+        }))  # fmt: skip
+        audit = Audit(facts.one("SELECT COUNT(*) FROM cells"), facts.one("SELECT COUNT(*) FROM ok"), counts,
+                      _sorted(reasons), _scales(facts))  # fmt: skip
+        _duplicates(audit, facts)
+        _leaks(audit, facts)
+        audit.give_aways = give_aways(facts)
+        _remarks(audit, facts)
+    finally:
+        facts.close()
     return audit
 
 
-def _load(path: Path) -> pd.DataFrame:
-    if read_parquet_record(path).get("kind") != KIND:
-        read_table(path, KIND, VERSION)  # says what is wrong
-    schema = pq.read_schema(path)
-    names = [n for n in _COLUMNS if n in schema.names]
-    strings = [n for n in names if n != "sha256" and pa.types.is_string(schema.field(n).type)]
-    names.remove("sha256")
-    batches = pq.ParquetFile(path).iter_batches(8192, columns=["sha256"])
-    hashes = np.fromiter((int((t or "0")[:15], 16) for b in batches for t in b["sha256"].to_pylist()), np.int64)
-    frame: pd.DataFrame = pq.read_table(path, columns=names, read_dictionary=strings).to_pandas(
-        self_destruct=True, split_blocks=True
+def _duplicates(audit: Audit, facts: Facts) -> None:
+    facts.rows(
+        "CREATE TEMP TABLE same AS SELECT sha256 AS key, MIN(row) AS first, COUNT(DISTINCT label) AS n_labels "
+        "FROM ok GROUP BY sha256 HAVING COUNT(*) > 1"
     )
-    frame["sha256"] = hashes
-    return frame
+    audit.n_identical = facts.one("SELECT COUNT(*) FROM same")
+    audit.n_contradicting = facts.one("SELECT COUNT(*) FROM same WHERE n_labels > 1")
+    for groups, sign in ((audit.identical, "<="), (audit.contradicting, ">")):
+        keys = f"SELECT key FROM same WHERE n_labels {sign} 1 ORDER BY first"
+        groups += _groups(facts, keys, "ok", "sha256", "label", "row")
+    if "near_duplicate_group" in facts.names:
+        facts.rows(
+            "CREATE TEMP TABLE near AS SELECT near_duplicate_group AS key, MIN(cell_id) AS first, "
+            "COUNT(DISTINCT label) > 1 AS torn FROM ok WHERE near_duplicate_group IS NOT NULL "
+            "GROUP BY near_duplicate_group HAVING COUNT(*) > 1 AND COUNT(DISTINCT sha256) > 1"
+        )
+        audit.n_near = facts.one("SELECT COUNT(*) FROM near")
+        audit.n_near_contradicting = facts.one("SELECT COUNT(*) FROM near WHERE torn")
+        keys = "SELECT key FROM near ORDER BY torn DESC, first"
+        audit.near = _groups(facts, keys, "ok", "near_duplicate_group", "label", "cell_id")
 
 
-def _duplicates(audit: Audit, ok: pd.DataFrame) -> None:
-    ok = ok[[c for c in ("cell_id", "sha256", "label", "near_duplicate_group") if c in ok]]
-    same = ok[ok["sha256"].duplicated(keep=False)]
-    groups = same.groupby("sha256", sort=False)
-    audit.n_identical = groups.ngroups
-    torn = groups["label"].nunique()
-    torn = torn[torn > 1]
-    audit.n_contradicting = len(torn)
-    audit.identical = _groups(same[~same["sha256"].isin(torn.index)], "sha256", "label")
-    audit.contradicting = _groups(same[same["sha256"].isin(torn.index)], "sha256", "label")
-    if "near_duplicate_group" in ok:
-        several = ok[ok["near_duplicate_group"].duplicated(keep=False)]
-        files = several.groupby("near_duplicate_group")["sha256"].nunique()
-        near = several[several["near_duplicate_group"].isin(files.index[files > 1])]
-        audit.n_near = near["near_duplicate_group"].nunique()
-        labels = near.groupby("near_duplicate_group")["label"].nunique()
-        audit.n_near_contradicting = int((labels > 1).sum())
-        near = near.assign(_torn=near["near_duplicate_group"].isin(labels.index[labels > 1]))
-        near = near.sort_values(["_torn", "cell_id"], ascending=[False, True])
-        audit.near = _groups(near, "near_duplicate_group", "label")
-
-
-def _leaks(audit: Audit, ok: pd.DataFrame) -> None:
+def _leaks(audit: Audit, facts: Facts) -> None:
     """Groups that lie in several splits."""
-    placed = ok[ok["split"].notna()]
+    facts.rows("CREATE TEMP VIEW placed AS SELECT * FROM ok WHERE split IS NOT NULL")
+    if facts.one("SELECT COUNT(DISTINCT split) FROM placed") < 2:
+        return
     for column in ("patient", "source_field", "near_duplicate_group"):
-        if column not in placed or placed["split"].nunique() < 2:
-            continue
-        n_parts = placed.groupby(column, observed=True)["split"].nunique()
-        torn = n_parts.index[n_parts > 1]
-        if len(torn):
-            audit.leaks.append((column, len(torn), str(torn[0])))
+        torn = (
+            f"SELECT {column} AS key FROM placed WHERE {column} IS NOT NULL GROUP BY {column} "
+            "HAVING COUNT(DISTINCT split) > 1"
+        )
+        n = facts.one(f"SELECT COUNT(*) FROM ({torn})")
+        if n:
+            first = f"SELECT {column} FROM cells WHERE {column} IN ({torn}) ORDER BY rowid LIMIT 1"
+            smallest = f"SELECT MIN(key) FROM ({torn})"
+            example = facts.one(smallest if column == "near_duplicate_group" else first)
+            audit.leaks.append((column, n, str(example)))
             if column == "near_duplicate_group":
-                audit.leaking = _groups(placed[placed[column].isin(torn)], column, "split")
+                audit.leaking = _groups(facts, f"{torn} ORDER BY MIN(row)", "placed", column, "split", "row")
 
 
-def _remarks(audit: Audit, ok: pd.DataFrame) -> None:
-    if ok["patient"].isna().all():
+def _remarks(audit: Audit, facts: Facts) -> None:
+    def count(condition: str) -> int:
+        return int(facts.one(f"SELECT COUNT(*) FROM ok WHERE {condition}"))
+
+    n = count("patient IS NULL")
+    if n == audit.n_ok:
         audit.remarks.append("no patients are known: every interval computed from these cells is optimistic")
-    elif ok["patient"].isna().any():
-        audit.remarks.append(f"{int(ok['patient'].isna().sum()):,} cells have no patient")
-    if ok["um_per_px"].isna().any():
-        n = int(ok["um_per_px"].isna().sum())
+    elif n:
+        audit.remarks.append(f"{n:,} cells have no patient")
+    if n := count("um_per_px IS NULL"):
         audit.remarks.append(f"{n:,} cells have no um_per_px: resizing to a square erases how large they are")
-    if "padded_share" in ok and (ok["padded_share"] > 0).any():
-        audit.remarks.append(
-            f"{int((ok['padded_share'] > 0).sum()):,} cuts reach over the image's edge and are white there"
-        )
-    if "folder_disagrees" in ok and ok["folder_disagrees"].notna().any():
-        audit.remarks.append(
-            f"{int(ok['folder_disagrees'].notna().sum()):,} cells lie in a folder that contradicts their prefix"
-        )
-    if "mode" in ok and ok["mode"].nunique() > 1:
+    if n := count("padded_share > 0"):
+        audit.remarks.append(f"{n:,} cuts reach over the image's edge and are white there")
+    if n := count("folder_disagrees IS NOT NULL"):
+        audit.remarks.append(f"{n:,} cells lie in a folder that contradicts their prefix")
+    if facts.one("SELECT COUNT(DISTINCT mode) FROM ok") > 1:
         audit.remarks.append("the images have several colour modes; grey and colour are not comparable")
 
 
-def _groups(frame: pd.DataFrame, key: str, shown: str) -> list[Group]:
+def _groups(facts: Facts, keys: str, table: str, key: str, shown: str, order: str) -> list[Group]:
     found = []
-    for _, rows in frame.groupby(key, sort=False, observed=True):
-        values = sorted({str(v) for v in rows[shown].dropna()})
-        found.append(Group(rows["cell_id"].tolist()[:6], f"{len(rows)} cells: {' / '.join(values) or f'no {shown}'}"))
-        if len(found) == LISTED:
-            break
+    for (value,) in list(facts.rows(f"{keys} LIMIT {LISTED}")):
+        of_group = f"FROM {table} WHERE {key} = ?"
+        ids = [i for (i,) in facts.rows(f"SELECT cell_id {of_group} ORDER BY {order} LIMIT 6", value)]
+        names = sorted(str(v) for (v,) in facts.rows(f"SELECT DISTINCT {shown} {of_group}", value) if v is not None)
+        n = facts.one(f"SELECT COUNT(*) {of_group}", value)
+        found.append(Group(ids, f"{n} cells: {' / '.join(names) or f'no {shown}'}"))
     return found
 
 
-def _counts(values: pd.Series, missing: str = "(none)") -> list[Count]:
-    found = values.value_counts(dropna=True)
-    pairs = sorted(((str(k), int(n)) for k, n in found.items() if n), key=lambda p: (-p[1], p[0]))
-    n_missing = int(values.isna().sum())
-    return [*pairs, (missing, n_missing)] if n_missing and missing else pairs
+def _counts(facts: Facts, name: str) -> list[Count]:
+    found = Counter(dict(facts.rows(f"SELECT {name}, COUNT(*) FROM ok GROUP BY {name}")))
+    n_missing = found.pop(None, 0)
+    return [*_sorted(found), (_NONE, n_missing)] if n_missing else _sorted(found)
+
+
+def _scales(facts: Facts) -> list[Count]:
+    found, n_missing = Counter[str](), 0
+    for value, n in facts.rows("SELECT um_per_px, COUNT(*) FROM ok GROUP BY um_per_px"):
+        if value is None:
+            n_missing = n
+        else:
+            found[str(float(np.round(value, 6)))] += n
+    return [*_sorted(found), ("unknown", n_missing)] if n_missing else _sorted(found)
+
+
+def _sorted(found: Counter[str]) -> list[Count]:
+    return sorted(((str(k), n) for k, n in found.items() if n), key=lambda p: (-p[1], p[0]))
 
 
 def _kind(reason: Any) -> str:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from cytosae._errors import CytosaeError, UsageError
-from cytosae._progress import Meter, say
+from cytosae._progress import Meter
 from cytosae._version import __version__
 from cytosae.cells._images import ImageReader
 from cytosae.cells._inspect import Cut, Inspector
-from cytosae.cells._near import near_duplicate_groups
 from cytosae.cells._parts import PART_ROWS, Parts, TableWriter, table_schema
+from cytosae.cells._same import duplicate_groups
 from cytosae.cells._table import KIND, Cells, read_cells
-from cytosae.cells._thumb import THUMB_BYTES
 from cytosae.cells.layouts import LayoutOptions, Source, open_source
-from cytosae.storage import commit_file, working_folder
+from cytosae.storage import working_folder
 
 #: Columns that every table built from images carries behind those of the source.
 OWN = {"file_header": pa.string(), "file_bytes": pa.int64(), "near_duplicate_group": pa.int64()}
@@ -196,49 +193,11 @@ def _batches(entries: Iterator[Any]) -> Iterator[list[Any]]:
 
 def _number_groups(parts: Parts, out: Path, root: str, config: dict[str, Any], search: bool) -> None:
     """Find the near duplicates and write the table."""
-    groups = _groups(parts, search)
+    groups = duplicate_groups(parts, search=search)
     place = parts.schema.get_field_index("near_duplicate_group")
     with TableWriter(out, parts.schema, root=root, config=config, inputs={}) as writer:
         start = 0
         for table in parts:
-            column = pa.array(groups[start : start + table.num_rows], pa.int64())
+            column = pa.array(groups(start, start + table.num_rows), pa.int64())
             writer.add(table.set_column(place, parts.schema.field(place), column))
             start += table.num_rows
-
-
-def _groups(parts: Parts, search: bool) -> npt.NDArray[np.int64]:
-    """For every cell, the lowest cell_id among its identical files and near duplicates (its own where none)."""
-    n_parts = parts.n_done()
-    hashes = np.concatenate([_short_hashes(parts.read(k, ["sha256", "cell_id"])) for k in range(n_parts)])
-    _, first, place = np.unique(hashes, return_index=True, return_inverse=True)
-    if not search:
-        return first[place]
-    order = np.sort(first)  # the different images, by their first cell
-    flat = parts.folder / "thumbs.bin"
-    with commit_file(flat) as temporary, temporary.open("wb") as file:
-        for k in range(n_parts):
-            low, high = np.searchsorted(order, [k * PART_ROWS, (k + 1) * PART_ROWS])
-            file.write(parts.thumbs(k)[order[low:high] - k * PART_ROWS].tobytes())
-    say(f"near duplicates: comparing {len(order):,} different images")
-    with flat.open("rb") as file:
-        found = near_duplicate_groups(_thumb_reader(file), len(order))
-    return order[found[np.searchsorted(order, first)]][place]
-
-
-def _thumb_reader(file: BinaryIO) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]:
-    def read(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        thumbs = np.empty((len(numbers), THUMB_BYTES), np.uint8)
-        for place, number in enumerate(numbers.tolist()):
-            file.seek(number * THUMB_BYTES)
-            thumbs[place] = np.frombuffer(file.read(THUMB_BYTES), np.uint8)
-        return thumbs
-
-    return read
-
-
-def _short_hashes(table: pa.Table) -> npt.NDArray[np.uint64]:
-    """The first 64 bits of each file's hash; a cell without one gets bits of its own."""
-    ids = table["cell_id"].to_pylist()
-    texts = table["sha256"].to_pylist()
-    own = (hashlib.sha256(f"cell {i}".encode()).hexdigest() for i in ids)
-    return np.array([int((t or o)[:16], 16) for t, o in zip(texts, own, strict=True)], np.uint64)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+
+from cytosae.cells._facts import Facts
+
+Values = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 
 #: Fewer cells or classes than this make no statement.
 _MIN_CELLS = 20
@@ -72,45 +80,91 @@ class GiveAway:
         )
 
 
-def give_aways(ok: pd.DataFrame) -> list[GiveAway]:
-    """The shortcuts of a table, the strongest first.
-
-    Parameters
-    ----------
-    ok
-        Usable cells with ``width``, ``height``, ``mode``, ``label``, and where known ``file_header``, ``file_bytes``.
-    """
-    properties = {"image size": sizes(ok)}
-    if "file_header" in ok:
-        properties["file header"] = ok["file_header"]
-    properties["colour mode"] = ok["mode"]
-    if "file_bytes" in ok and ok["file_bytes"].notna().all() and len(ok) >= _MIN_CELLS:
-        properties["file length"] = _tenths(ok["file_bytes"], "bytes")
-    area = (ok["width"].astype(float) * ok["height"].astype(float)) ** 0.5
-    if len(ok) >= _MIN_CELLS and properties["image size"].nunique() > len(ok) / 10:
-        properties["image size"] = _tenths(area, "px wide")
+def give_aways(facts: Facts) -> list[GiveAway]:
+    """The shortcuts of a table, the strongest first."""
+    n = facts.one("SELECT COUNT(*) FROM ok")
+    n_sizes = facts.one("SELECT COUNT(*) FROM (SELECT 1 FROM ok GROUP BY width, height)")
+    properties = {"image size": "width || ' x ' || height", "file header": "file_header", "colour mode": "mode"}
+    tenths = {}
+    if n >= _MIN_CELLS and facts.one("SELECT COUNT(file_bytes) FROM ok") == n:
+        properties["file length"] = "file_bytes"
+        tenths["file length"] = _Tenths(facts, "file_bytes", n, "bytes", lambda v: v)
+    if n >= _MIN_CELLS and n_sizes > n / 10:
+        properties["image size"] = "width * height"
+        tenths["image size"] = _Tenths(facts, "width * height", n, "px wide", np.sqrt)
     found = []
     for target in ("label", "dataset"):
-        labels = ok[target]
-        known = labels.notna().to_numpy()
-        if known.sum() < _MIN_CELLS or labels[known].nunique() < 2:
+        known = f"FROM ok WHERE {target} IS NOT NULL"
+        if (
+            facts.one(f"SELECT COUNT(*) {known}") < _MIN_CELLS
+            or facts.one(f"SELECT COUNT(DISTINCT {target}) {known}") < 2
+        ):
             continue
-        for what, values in properties.items():
-            if values[known].nunique() > 1:
-                found.append(_measure(what, target, values[known], labels[known]))
+        for what, value in properties.items():
+            table = _table(facts, value, target, tenths.get(what))
+            if len(table[0]) > 1:
+                found.append(_measure(what, target, *table))
     return sorted(found, key=lambda g: -g.gain)
 
 
-def sizes(ok: pd.DataFrame) -> pd.Series:
-    """``width x height`` of every cell, each distinct text held once."""
-    codes, pairs = pd.factorize(ok["width"].to_numpy() * 2**24 + ok["height"].to_numpy())
-    names = pd.Index([f"{int(p) >> 24} x {int(p) % 2**24}" for p in pairs])
-    return pd.Series(pd.Categorical.from_codes(codes, names), index=ok.index)
+class _Tenths:
+    """Values in ten classes of equal frequency, as ``pandas.qcut`` makes them."""
+
+    def __init__(self, facts: Facts, value: str, n: int, unit: str, scale: Callable[[Values], Values]) -> None:
+        self._unit, self._scale = unit, scale
+        edges = []
+        for tenth in np.linspace(0, 1, 11):
+            place = (n - 1) * tenth
+            query = f"SELECT {value} FROM ok ORDER BY 1 LIMIT 2 OFFSET {int(place)}"
+            near = scale(np.array([v for (v,) in facts.rows(query)], float))
+            edges.append(float(np.quantile(near, place - int(place))) if len(near) > 1 else float(near[0]))
+        self._edges = np.unique(edges)
+
+    def names(self, values: list[int]) -> list[str | None]:
+        """The class of each value."""
+        if len(self._edges) < 2:
+            return [f"{self._edges[0]:,.0f} {self._unit}"] * len(values)
+        scaled = self._scale(np.array(values, float))
+        bins = pd.cut(scaled, self._edges, precision=3, include_lowest=True)
+        names = [f"{max(b.left, 0):,.0f} to {b.right:,.0f} {self._unit}" for b in bins.categories]
+        return [names[code] if code >= 0 else None for code in bins.codes]
 
 
-def _measure(what: str, target: str, values: pd.Series, labels: pd.Series) -> GiveAway:
-    table = pd.crosstab(values, labels)
-    counts, n = table.to_numpy(), int(table.to_numpy().sum())
+def _table(facts: Facts, value: str, target: str, tenths: _Tenths | None) -> tuple[list[str], list[str], Counts]:
+    """Values, classes and how often they meet; in the order of their appearance (tenths: of their names)."""
+    columns = [
+        c
+        for (c,) in facts.rows(f"SELECT {target} FROM cells WHERE {target} IS NOT NULL GROUP BY 1 ORDER BY MIN(rowid)")
+    ]
+    place = {name: i for i, name in enumerate(columns)}
+    found: dict[str, Counts] = {}
+    query = (
+        f"SELECT {value}, {target}, COUNT(*) FROM ok WHERE {value} IS NOT NULL AND {target} IS NOT NULL GROUP BY 1, 2"
+    )
+    rows = iter(facts.rows(query))
+    while part := list(islice(rows, 1024)):
+        names = [row[0] for row in part] if tenths is None else tenths.names([row[0] for row in part])
+        for name, (_, label, n) in zip(names, part, strict=True):
+            if name is not None:
+                if name not in found:
+                    found[name] = np.zeros(len(columns), np.int64)
+                found[name][place[label]] += n
+    if tenths is not None:
+        order = sorted(found)
+    else:
+        source = "ok" if "width" in value else "cells"  # sizes are those of usable cells
+        first = "row" if "width" in value else "rowid"
+        appeared = facts.rows(
+            f"SELECT {value} FROM {source} WHERE {value} IS NOT NULL GROUP BY 1 ORDER BY MIN({first})"
+        )
+        order = [name for (name,) in appeared if name in found]
+    counts = np.array([found[name] for name in order]).reshape(len(order), len(columns))
+    used = np.flatnonzero(counts.any(axis=0))
+    return order, [columns[i] for i in used], counts[:, used]
+
+
+def _measure(what: str, target: str, values: list[str], classes: list[str], counts: Counts) -> GiveAway:
+    n = int(counts.sum())
     total = counts.sum(axis=0)
     # Leave one out: a cell of class c counts as right only if c stays the commonest of its value without it.
     right = guessed = 0
@@ -125,18 +179,12 @@ def _measure(what: str, target: str, values: pd.Series, labels: pd.Series) -> Gi
     order = [i for i in np.argsort(-excess, kind="stable")[:5] if counts[i].sum() >= 5 and excess[i] > 0]
     examples = [
         (
-            str(table.index[i]),
+            str(values[i]),
             int(counts[i].sum()),
-            str(table.columns[best[i]]),
+            str(classes[best[i]]),
             float(shares[i]),
             float(total[best[i]] / n),
         )
         for i in order
     ]
     return GiveAway(what, target, right / n, guess, examples)
-
-
-def _tenths(values: pd.Series, unit: str) -> pd.Series:
-    """Values in ten classes of equal frequency."""
-    binned = pd.qcut(values.astype(float), 10, duplicates="drop")
-    return binned.map(lambda b: f"{max(b.left, 0):,.0f} to {b.right:,.0f} {unit}").astype("string")

@@ -7,12 +7,14 @@ all eight orientations and in steps of a quarter of a thumb pixel; what correlat
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from cytosae.cells._spool import RecordFile, merge_runs
 from cytosae.cells._thumb import SIDE, split_thumbs
 
 #: Correlation from which two thumbs show the same cell. Copies of Acevedo cells reach 0.99, different cells 0.96.
@@ -27,7 +29,12 @@ _LOW, _HIGH = 8, 12
 #: Shifts that are tried, in thumb pixels: up to 1/14 of the image to each side.
 _SHIFTS = np.arange(-2.25, 2.26, 0.25)
 
-_BLOCK, _PARTNERS, _PAIRS = 512, 4096, 512
+_BLOCK, _PARTNERS, _PAIRS, _RUN = 512, 512, 512, 2048
+
+#: What is compared of an image, in a file sorted by brightness.
+_MARK = np.dtype([
+    ("brightness", "<f4"), ("number", "<i8"), ("colour", "<f4", 3), ("signature", "<f2", _LOW * (_LOW + 3) // 2),
+])  # fmt: skip
 
 Array = TypeVar("Array", bound=npt.NDArray[np.generic])
 Spectra = npt.NDArray[np.complex64]
@@ -35,7 +42,7 @@ Spectra = npt.NDArray[np.complex64]
 
 def near_duplicate_groups(
     read: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]], n: int
-) -> npt.NDArray[np.int64]:
+) -> npt.NDArray[np.int32]:
     """Groups of near duplicates among `n` different images.
 
     Parameters
@@ -43,24 +50,36 @@ def near_duplicate_groups(
     read
         Gives the thumbs ``[k, THUMB_BYTES]`` of ``k`` images by their numbers; never asked for many at once.
     n
-        Number of images. About 110 bytes of memory are used for each.
+        Number of images. Four bytes of memory are used for each.
 
     Returns
     -------
-    int64 ``[n]``: the lowest number of the image's group; its own where it has no near duplicate.
+    int32 ``[n]``: the lowest number of the image's group; its own where it has no near duplicate.
     """
-    parent = np.arange(n, dtype=np.int64)
+    parent = np.arange(n, dtype=np.int32)
     if n < 2:
         return parent
-    signatures = np.empty((n, _LOW * (_LOW + 3) // 2), np.float16)
-    colours = np.empty((n, 3), np.float32)
-    for start in range(0, n, _BLOCK):
-        numbers = np.arange(start, min(start + _BLOCK, n))
-        grey, colours[start : start + _BLOCK] = split_thumbs(read(numbers))
-        signatures[start : start + _BLOCK] = signature(grey)
-    for first, second in _candidates(signatures, colours):
-        _verify(first, second, parent, read)
+    with tempfile.TemporaryFile(buffering=0) as first_file, tempfile.TemporaryFile(buffering=0) as second_file:
+        marks, in_order = RecordFile(first_file, _MARK), RecordFile(second_file, _MARK)
+        for start in range(0, n, _RUN):
+            run = np.concatenate(
+                [_marks(read, i, min(i + _BLOCK, n)) for i in range(start, min(start + _RUN, n), _BLOCK)]
+            )
+            marks.append(run[np.argsort(run["brightness"], kind="stable")])
+        merge_runs(marks, in_order, _RUN, "brightness", "number")
+        for first, second in _candidates(in_order):
+            _verify(first, second, parent, read)
     return _roots(parent)
+
+
+def _marks(read: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]], start: int, stop: int) -> npt.NDArray[Any]:
+    """What is compared of the images from one number up to another."""
+    marks = np.empty(stop - start, _MARK)
+    numbers = np.arange(start, stop)
+    grey, colour = split_thumbs(read(numbers))
+    marks["number"], marks["colour"], marks["brightness"] = numbers, colour, colour.mean(axis=1)
+    marks["signature"] = signature(grey)
+    return marks
 
 
 def signature(grey: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -107,33 +126,29 @@ def _windowed(grey: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return result
 
 
-def _candidates(
-    signatures: npt.NDArray[np.float16], colours: npt.NDArray[np.float32]
-) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+def _candidates(in_order: RecordFile) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Pairs whose signatures and colours are close; sorted by brightness, so that far ones are never compared."""
-    brightness = colours.mean(axis=1)
-    order = np.argsort(brightness, kind="stable")
-    brightness = brightness[order]
     closest = 1.0 - SIGNATURE_DISTANCE**2 / 2
-    for start in range(0, len(order), _BLOCK):
-        block = order[start : start + _BLOCK]
-        mine = signatures[block].astype(np.float32)
-        stop = int(np.searchsorted(brightness, brightness[start + len(block) - 1] + COLOUR_DISTANCE, "right"))
-        for begin in range(start, stop, _PARTNERS):
-            others = order[begin : min(begin + _PARTNERS, stop)]
-            close = mine @ signatures[others].astype(np.float32).T > closest
-            i, j = np.nonzero(close)
+    for start in range(0, len(in_order), _BLOCK):
+        block = in_order.read(start, start + _BLOCK)
+        mine, brightest = block["signature"].astype(np.float32), block["brightness"][-1] + COLOUR_DISTANCE
+        for begin in range(start, len(in_order), _PARTNERS):
+            others = in_order.read(begin, begin + _PARTNERS)
+            others = others[: int(np.searchsorted(others["brightness"], brightest, "right"))]
+            i, j = np.nonzero(mine @ others["signature"].astype(np.float32).T > closest)
             later = begin + j > start + i
-            first, second = block[i[later]], others[j[later]]
-            same = (np.abs(colours[first] - colours[second]) < COLOUR_DISTANCE).all(axis=1)
+            i, j = i[later], j[later]
+            same = (np.abs(block["colour"][i] - others["colour"][j]) < COLOUR_DISTANCE).all(axis=1)
             if same.any():
-                yield first[same], second[same]
+                yield block["number"][i[same]], others["number"][j[same]]
+            if len(others) < _PARTNERS:
+                break
 
 
 def _verify(
     first: npt.NDArray[np.int64],
     second: npt.NDArray[np.int64],
-    parent: npt.NDArray[np.int64],
+    parent: npt.NDArray[np.int32],
     read: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]],
 ) -> None:
     """Unite the pairs that show the same cell; pairs already in one group are not compared again."""
@@ -152,7 +167,7 @@ def _verify(
             parent[high] = low
 
 
-def _roots(parent: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
+def _roots(parent: npt.NDArray[np.int32], numbers: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int32]:
     """The lowest number of each group (a parent is always lower than its child)."""
     found = parent if numbers is None else parent[numbers]
     while True:

@@ -56,11 +56,13 @@ class Parts:
 
     def read(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """A part, without its thumbs."""
-        return pq.read_table(self.path(number), columns=columns or self.schema.names)
+        with pq.ParquetFile(self.path(number)) as file:
+            return file.read(columns=columns or self.schema.names, use_threads=False)
 
     def thumbs(self, number: int) -> npt.NDArray[np.uint8]:
         """The thumbs of a part: uint8 ``[rows, THUMB_BYTES]``."""
-        column = pq.read_table(self.path(number), columns=[_THUMB])[_THUMB].combine_chunks()
+        with pq.ParquetFile(self.path(number)) as file:
+            column = file.read(columns=[_THUMB], use_threads=False)[_THUMB].combine_chunks()
         buffer = column.buffers()[1]
         return np.frombuffer(buffer, np.uint8, len(column) * THUMB_BYTES).reshape(-1, THUMB_BYTES)
 
@@ -107,7 +109,10 @@ class TableWriter:
     def _flush(self) -> None:
         if self._waiting:
             table = pa.concat_tables([t.replace_schema_metadata(self._schema.metadata) for t in self._waiting])
-            self._writer.write_table(table.combine_chunks(), row_group_size=GROUP_ROWS)
+            self._waiting = []
+            self._writer.write_table(table, row_group_size=GROUP_ROWS)
+            del table
+            pa.default_memory_pool().release_unused()  # else it stays with the process until the end
         self._waiting, self._n_waiting = [], 0
 
     def __exit__(self, *exc: Any) -> None:

@@ -19,11 +19,13 @@ VERBS: dict[str, tuple[str, str]] = {
     "backbones": ("backbones", "List the backbones: size, licence, origin, present or not."),
     "tokens": ("tokens", "Run a frozen backbone over the cells and keep its tokens."),
     "fit": ("fit", "Train a sparse autoencoder on tokens."),
+    "import": ("import_", "Make artifacts of other programs' files, without executing anything in them."),
     "index": ("index", "Find exemplars, statistics and labels of every concept."),
     "explain": ("explain", "Show which concepts an image carries, and where."),
     "cohort": ("cohort", "Simulate patients made of real labelled cells."),
     "patients": ("patients", "Describe, compare and classify patients by the concepts of their cells."),
     "report": ("report", "Write one self-contained report.html of a run."),
+    "export": ("export", "Write a dictionary where other people are: SAELens, Hugging Face."),
     "doctor": ("doctor", "Say what is here, what is missing, and the command that mends it."),
 }
 

@@ -143,7 +143,7 @@ def _memory() -> Finding:
 
 
 def _disk() -> Finding:
-    from cytosae.backbones import cache_folder
+    from cytosae.storage import cache_folder
 
     parts, state = [], "ok"
     for what, folder in (("here", Path.cwd()), ("cache", cache_folder())):

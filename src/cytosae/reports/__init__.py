@@ -1,6 +1,7 @@
 """Reports: static pages and figures made from the artifacts of a run."""
 
 from cytosae.reports._figures import save_explanation
+from cytosae.reports._fit_page import sweep_rows, write_fit_page, write_sweep_page
 from cytosae.reports._report import write_report
 
-__all__ = ["save_explanation", "write_report"]
+__all__ = ["save_explanation", "sweep_rows", "write_fit_page", "write_report", "write_sweep_page"]

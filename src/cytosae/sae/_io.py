@@ -24,8 +24,9 @@ def save_sae(folder: Path, sae: SparseAutoencoder, info: dict[str, Any]) -> None
     if sae.threshold is not None:
         tensors["threshold"] = sae.threshold.detach().cpu().float().contiguous()
     save_file(tensors, folder / "sae.safetensors", metadata={"format": "pt"})
+    kept = {"k": sae.k} if sae.activation == "topk" else {}
     shape = {"d_in": sae.d_in, "n_latents": sae.n_latents, "activation": sae.activation}
-    write_json(folder / "sae.json", {"schema_version": VERSION, **shape, **info})
+    write_json(folder / "sae.json", {"schema_version": VERSION, **shape, **kept, **info})
 
 
 def load_sae(folder: Path | str, *, device: str = "cpu") -> SparseAutoencoder:
@@ -45,10 +46,11 @@ def load_sae(folder: Path | str, *, device: str = "cpu") -> SparseAutoencoder:
         tensors = load_file(folder / "sae.safetensors")
         info = json.loads((folder / "sae.json").read_text("utf-8"))
         weights = {name: tensors[name].float() for name in _NAMES}
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        activation, k = str(info["activation"]), int(info.get("k", 0))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CytosaeError(f"{folder} is not a whole SAE ({type(error).__name__}: {error}); train it again.") from error
     threshold = tensors.get("threshold")
     sae = SparseAutoencoder(
-        **weights, activation=str(info["activation"]), threshold=threshold, info=info, hash=manifest.hash
+        **weights, activation=activation, threshold=threshold, k=k, info=info, hash=manifest.hash
     )
     return sae.to(device) if torch.device(device).type != "cpu" else sae

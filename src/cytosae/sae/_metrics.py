@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from cytosae.sae.ops import Codes
+
 #: Tokens handled at once in float64.
 _PIECE = 16_384
 
@@ -29,15 +31,18 @@ class ReconstructionSums:
         self.cosine = 0.0
         self.fired = torch.zeros(self.n_latents, dtype=torch.int64)
 
-    def update(self, x: torch.Tensor, y: torch.Tensor, codes: torch.Tensor) -> None:
-        """Add tokens: `x` and their reconstruction `y` [n, d_in], codes [n, n_latents]."""
+    def update(self, x: torch.Tensor, y: torch.Tensor, codes: torch.Tensor | Codes) -> None:
+        """Add tokens: `x` and their reconstruction `y` [n, d_in], codes [n, n_latents] or sparse."""
         x64 = x.double()
         self.n_tokens += len(x)
         self.error += float((x64 - y.double()).square().sum())
         self.square += float(x64.square().sum())
         self.total += x64.sum(0).cpu()
         self.cosine += float(torch.nn.functional.cosine_similarity(x, y, dim=1).double().sum())
-        self.fired += (codes > 0).sum(0).cpu()
+        if isinstance(codes, Codes):
+            self.fired += torch.bincount(codes.latent.long(), minlength=self.n_latents).cpu()
+        else:
+            self.fired += (codes > 0).sum(0).cpu()
 
     @property
     def variance(self) -> float:
@@ -62,6 +67,19 @@ class ReconstructionSums:
             "dead_share": float(rare.double().mean()),
             "n_tokens": self.n_tokens,
         }
+
+    def frequency_histogram(self) -> dict[str, list[float]]:
+        """How many latents fire on which share of the tokens, in half decades.
+
+        Returns
+        -------
+        ``from``: lower ends of the bins (0 for latents that never fired, then 1e-6, 3.2e-6, ... 0.32); ``n_latents``.
+        """
+        edges = 10.0 ** torch.arange(-6, 0.01, 0.5, dtype=torch.float64)
+        share = self.fired.double() / max(self.n_tokens, 1)
+        bins = torch.bucketize(share, edges[1:-1], right=True)
+        counts = torch.bincount(bins[self.fired > 0], minlength=len(edges) - 1)
+        return {"from": [0.0, *edges[:-1].tolist()], "n_latents": [int((self.fired == 0).sum()), *counts.tolist()]}
 
 
 def pca_fvu(train: torch.Tensor, test: torch.Tensor, n_components: int) -> float:

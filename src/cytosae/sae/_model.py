@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from cytosae._errors import CytosaeError
+from cytosae.sae.ops import Rule
 
-#: `relu`: max(pre, 0). `threshold`: pre where pre > threshold, else 0 (BatchTopK and JumpReLU in inference).
-ACTIVATIONS = ("relu", "threshold")
+#: `relu`: max(pre, 0). `threshold`: pre where pre > threshold, else 0 (BatchTopK and JumpReLU in inference). `topk`: the k
+#: largest positive of each token, of equal ones the lower latent.
+ACTIVATIONS = ("relu", "threshold", "topk")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class SparseAutoencoder:
         One of `ACTIVATIONS`.
     threshold
         float32 [n_latents], for the activation ``threshold``.
+    k
+        For the activation ``topk``: codes a token at most.
     info
         The content of ``sae.json``: recipe, hyperparameters, the backbone it belongs to, metrics.
     hash
@@ -37,6 +41,7 @@ class SparseAutoencoder:
     b_dec: torch.Tensor
     activation: str = "relu"
     threshold: torch.Tensor | None = None
+    k: int = 0
     info: dict[str, Any] = field(default_factory=dict)
     hash: str = ""
 
@@ -49,6 +54,8 @@ class SparseAutoencoder:
             if self.threshold is None:
                 raise CytosaeError("The activation 'threshold' needs a threshold for each latent, but there is none.")
             shapes["threshold"] = (n,)
+        if self.activation == "topk" and self.k < 1:
+            raise CytosaeError("The activation 'topk' needs k, the number of codes a token, but there is none.")
         for name, shape in shapes.items():
             found = tuple(getattr(self, name).shape)
             if found != shape:
@@ -72,8 +79,14 @@ class SparseAutoencoder:
         moved = None if self.threshold is None else self.threshold.to(device)
         return SparseAutoencoder(
             self.W_enc.to(device), self.b_enc.to(device), self.W_dec.to(device), self.b_dec.to(device),
-            self.activation, moved, self.info, self.hash,
+            self.activation, moved, self.k, self.info, self.hash,
         )  # fmt: skip
+
+    def rule(self) -> Rule:
+        """The activation as the operations of `cytosae.sae.ops` take it."""
+        if self.activation == "relu":
+            return Rule("relu")
+        return Rule("topk", k=self.k) if self.activation == "topk" else Rule("threshold", threshold=self.threshold)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Codes of tokens.
@@ -93,8 +106,18 @@ class SparseAutoencoder:
             assert self.threshold is not None
             pre[pre <= self.threshold] = 0
         codes = pre.clamp_(min=0)
+        if self.activation == "topk" and self.k < self.n_latents:
+            codes = _row_topk(codes, self.k)
         return codes.reshape(*shape[:-1], self.n_latents)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Reconstruction [..., d_in] of codes [..., n_latents]."""
         return codes @ self.W_dec + self.b_dec
+
+
+def _row_topk(codes: torch.Tensor, k: int) -> torch.Tensor:
+    """Only the `k` largest of each row; of those that tie with the last, the first ones."""
+    least = codes.topk(k, dim=1).values[:, -1:]
+    above, tied = codes > least, codes == least
+    room = k - above.sum(1, keepdim=True)
+    return codes * (above | (tied & (tied.cumsum(1) <= room)))

@@ -1,6 +1,7 @@
 """Artifacts: written under a temporary name, flushed, renamed; hashed, versioned, and checked on reading."""
 
 from cytosae.storage._atomic import commit_file, commit_folder, working_folder
+from cytosae.storage._cache import cache_folder
 from cytosae.storage._hash import hash_bytes, hash_file, hash_json
 from cytosae.storage._manifest import (
     Manifest,
@@ -16,6 +17,7 @@ from cytosae.storage._parquet import read_parquet_record, read_table, write_tabl
 __all__ = [
     "Manifest",
     "artifact_hash",
+    "cache_folder",
     "commit_file",
     "commit_folder",
     "created_by",

@@ -18,7 +18,7 @@ from cytosae._progress import Meter, say
 from cytosae.backbones import Backbone
 from cytosae.cells import Cells, ImageReader, UnreadableImageError, decode_image, select
 from cytosae.storage import commit_file, commit_folder, same_work, write_table
-from cytosae.tokens._store import KIND, STORED, TORCH, VERSION, TokenStore
+from cytosae.tokens._store import KIND, STORED, TORCH, TokenStore
 
 #: Images a forward pass; the last batch is padded to it, so that a cell's tokens do not depend on how many follow.
 BATCH = 16
@@ -77,7 +77,7 @@ def extract_tokens(
     if same_work(out, KIND, inputs, config):
         say(f"tokens: {out} is there already")
         return TokenStore(out)
-    with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config, resume=True) as (folder, extra):
+    with commit_folder(out, kind=KIND, version=1, inputs=inputs, config=config, resume=True) as (folder, extra):
         top = _write_shards(frame, cells.root, backbone, layer, store, folder)
         ids = pa.array(frame["cell_id"].to_numpy(), pa.int64())
         write_table(folder / "rows.parquet", pa.table({"cell_id": ids}), kind="token rows", version=1, atomic=False)

@@ -1,8 +1,9 @@
-"""The token store: shards ``[rows, n_tokens, d_in]``, little-endian, C order, mapped and never loaded whole."""
+"""The token store: shards ``[rows, n_tokens, d_in]``, little-endian, C order, never loaded whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import torch
 
 from cytosae._errors import CytosaeError
 from cytosae.storage import read_manifest
+from cytosae.tokens._kinds import name_kinds
 
-KIND, VERSION = "tokens", 1
+#: A store that keeps only some kinds, or a sample of the patches, is of version 2: a reader of version 1 would take its
+#: first token for the class token and its patches for the whole grid.
+KIND, VERSION = "tokens", 2
 
 #: stored type -> what numpy maps (numpy has no bfloat16: its bits are mapped as int16)
 STORED: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "bfloat16": np.dtype("<i2"), "float32": np.dtype("<f4")}
@@ -28,8 +32,14 @@ class TokenStore:
     ----------
     cell_ids
         int64 [n_rows]: which cell a row is, ascending.
-    n_rows, n_tokens, n_prefix, d_in, grid
-        Shape: rows, tokens a cell, tokens before the patches, width of a token, rows and columns of patches.
+    n_rows, n_tokens, n_prefix, d_in
+        Shape: rows, tokens kept of a cell, how many of them stand before the patches, width of a token.
+    grid
+        Rows and columns of patches of the backbone.
+    token_kinds
+        The kind of each kept token: ``class``, ``register`` or ``patch``, in this order.
+    sampled
+        Whether only some patches of each cell are kept; `patches` tells which.
     manifest
         Everything that is recorded of them.
     """
@@ -40,20 +50,21 @@ class TokenStore:
         self.folder = Path(folder)
         self.n_rows, self.n_tokens, self.n_prefix = int(m["n_rows"]), int(m["n_tokens"]), int(m["n_prefix"])
         self.d_in, self.grid = int(m["d_in"]), (int(m["grid"][0]), int(m["grid"][1]))
+        n_patches = self.n_tokens - self.n_prefix
+        self.token_kinds: list[str] = list(m.get("token_kinds") or ["prefix"] * self.n_prefix + ["patch"] * n_patches)
+        self.sampled = 0 < n_patches < self.grid[0] * self.grid[1]
         self.dtype = str(m["dtype"])
         self.cell_ids: npt.NDArray[np.int64] = (
-            pq.read_table(self.folder / "rows.parquet")["cell_id"].to_numpy().astype(np.int64)
+            pq.read_table(self.folder / "rows.parquet", columns=["cell_id"])["cell_id"].to_numpy().astype(np.int64)
         )
-        self._shards: list[npt.NDArray[Any]] = []
+        self._names = sorted(n for n in m["files"] if n.endswith(".bin"))
         self._starts = [0]
-        names = sorted(n for n in m["files"] if n.endswith(".bin"))
-        width = self.n_tokens * self.d_in
-        for name in names:
-            flat = np.memmap(self.folder / name, dtype=STORED[self.dtype], mode="r")
-            if flat.size % width:
+        self._token_bytes = self.d_in * STORED[self.dtype].itemsize
+        for name in self._names:
+            n_rows, rest = divmod(int(m["files"][name]["bytes"]), self.n_tokens * self._token_bytes)
+            if rest:
                 raise CytosaeError(f"{self.folder / name} does not hold whole cells; run 'cytosae tokens' again.")
-            self._shards.append(flat.reshape(-1, self.n_tokens, self.d_in))
-            self._starts.append(self._starts[-1] + flat.size // width)
+            self._starts.append(self._starts[-1] + n_rows)
         if self._starts[-1] != self.n_rows or len(self.cell_ids) != self.n_rows:
             raise CytosaeError(
                 f"{self.folder} says {self.n_rows} rows but holds {self._starts[-1]}; run 'cytosae tokens' again."
@@ -63,6 +74,21 @@ class TokenStore:
     def hash(self) -> str:
         """Identity of the artifact."""
         return self.manifest.hash
+
+    @cached_property
+    def patches(self) -> npt.NDArray[np.int64]:
+        """int64 [n_rows, n kept patches]: which patches of the grid are kept, numbered row by row."""
+        n_patches = self.n_tokens - self.n_prefix
+        if not self.sampled:
+            return np.broadcast_to(np.arange(n_patches), (self.n_rows, n_patches))
+        column = pq.read_table(self.folder / "rows.parquet", columns=["patches"])["patches"].combine_chunks()
+        return column.flatten().to_numpy().astype(np.int64).reshape(self.n_rows, n_patches)  # type: ignore[no-any-return]
+
+    @property
+    def shards(self) -> list[npt.NDArray[Any]]:
+        """The shards mapped into memory, each [rows, n_tokens, d_in] (bfloat16 as its bits, int16)."""
+        shape = (-1, self.n_tokens, self.d_in)
+        return [np.memmap(self.folder / n, dtype=STORED[self.dtype], mode="r").reshape(shape) for n in self._names]
 
     def rows_of(self, cell_ids: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Row numbers of cells.
@@ -83,15 +109,19 @@ class TokenStore:
             )
         return rows.astype(np.int64)
 
-    def read(self, rows: npt.NDArray[np.int64], *, kind: str = "all") -> torch.Tensor:
+    def read(self, rows: npt.NDArray[np.int64], *, kind: str = "all", partial: bool = False) -> torch.Tensor:
         """Tokens of some rows.
+
+        Only these bytes are read: pages of a mapped file would count as this process's memory until it ends.
 
         Parameters
         ----------
         rows
             int64 [n], any order.
         kind
-            ``all``, ``patch`` (without the prefix) or ``class``.
+            ``all``, ``patch``, ``class`` or ``register``.
+        partial
+            Whether a sample of the patches will do. Whoever needs the whole grid leaves it False, and is told so.
 
         Returns
         -------
@@ -100,21 +130,43 @@ class TokenStore:
         Raises
         ------
         CytosaeError
-            The backbone has no class token.
+            That kind is not in the store, or only some of the patches are.
         """
-        if kind == "class" and self.manifest["token_kinds"][0] != "class":
-            raise CytosaeError(f"{self.folder} holds no class token: its backbone has none; use the patches.")
-        part = {"all": slice(None), "patch": slice(self.n_prefix, None), "class": slice(0, 1)}[kind]
-        n_tokens = len(range(*part.indices(self.n_tokens)))
-        out = np.empty((len(rows), n_tokens, self.d_in), dtype=STORED[self.dtype])
+        part = self.part(kind, partial=partial)
+        out = np.empty((len(rows), part.stop - part.start, self.d_in), dtype=STORED[self.dtype])
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shard_of):
-            here = np.flatnonzero(shard_of == shard)
-            out[here] = self._shards[shard][rows[here] - self._starts[shard]][:, part]
+            path = self.folder / self._names[shard]
+            with path.open("rb", buffering=0) as file:
+                for i in np.flatnonzero(shard_of == shard):
+                    token = (int(rows[i]) - self._starts[shard]) * self.n_tokens + part.start
+                    file.seek(token * self._token_bytes)
+                    if file.readinto(memoryview(out[i]).cast("B")) != out[i].nbytes:
+                        raise CytosaeError(f"{path} is cut short; run 'cytosae tokens' again.")
         tensor = torch.from_numpy(out)
         return tensor.view(torch.bfloat16) if self.dtype == "bfloat16" else tensor
 
-    def chunks(self, rows: npt.NDArray[np.int64], size: int, *, kind: str = "all") -> Iterator[torch.Tensor]:
-        """float32 tokens of `rows`, `size` rows at a time."""
+    def part(self, kind: str, *, partial: bool = False) -> slice:
+        """Where the tokens of a kind stand in a row; `kind` and `partial` as in `read`."""
+        if kind == "all":
+            return slice(0, self.n_tokens)
+        n = self.token_kinds.count(kind)
+        if not n:
+            raise CytosaeError(
+                f"{self.folder} holds no {kind} token (it holds {name_kinds(self.token_kinds)}); extract the tokens again "
+                f"with --keep {kind} or --keep all, by a backbone that has this kind."
+            )
+        if kind == "patch" and self.sampled and not partial:
+            raise CytosaeError(
+                f"{self.folder} holds {n} random patches of each cell, but all {self.grid[0] * self.grid[1]} are needed here; "
+                "extract the tokens again without --patches."
+            )
+        start = self.token_kinds.index(kind)
+        return slice(start, start + n)
+
+    def chunks(
+        self, rows: npt.NDArray[np.int64], size: int, *, kind: str = "all", partial: bool = False
+    ) -> Iterator[torch.Tensor]:
+        """float32 tokens of `rows`, `size` rows at a time; `kind` and `partial` as in `read`."""
         for start in range(0, len(rows), size):
-            yield self.read(rows[start : start + size], kind=kind).float()
+            yield self.read(rows[start : start + size], kind=kind, partial=partial).float()

@@ -1,6 +1,13 @@
 """Training: recipes and the fit loop."""
 
-from cytosae.training._fit import fit, has_bfloat16
-from cytosae.training._recipes import RECIPES, Recipe, override
+from cytosae.training._fit import SHARED, Member, fit, fit_many, has_bfloat16, train
+from cytosae.training._measure import measure
+from cytosae.training._recipes import RECIPES, Recipe, override, replace
+from cytosae.training._stream import CellStream
+from cytosae.training._tensorboard import tensorboard_log
+from cytosae.training._trainer import TokenFacts, Trainer
 
-__all__ = ["RECIPES", "Recipe", "fit", "has_bfloat16", "override"]
+__all__ = [
+    "RECIPES", "SHARED", "CellStream", "Member", "Recipe", "TokenFacts", "Trainer", "fit", "fit_many",
+    "has_bfloat16", "measure", "override", "replace", "tensorboard_log", "train",
+]  # fmt: skip

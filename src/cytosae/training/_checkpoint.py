@@ -4,59 +4,66 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from cytosae._errors import CytosaeError
 from cytosae.storage import commit_file
 
 _PATTERN = re.compile(r"step-(\d{8})\.safetensors")
 _KEPT = 2
+#: The name starts with a dot: checkpoints belong to the working folder, not to the artifact.
+_PLACE = ".checkpoints"
 
 
-def save_checkpoint(folder: Path, step: int, weights: list[torch.Tensor], adam: Any, silent: torch.Tensor) -> None:
-    """Write the state after `step` steps, whole or not at all, and keep the last two.
-
-    The name starts with a dot: a checkpoint belongs to the working folder, not to the artifact.
-    """
+def save_checkpoint(folder: Path, step: int, state: dict[str, torch.Tensor]) -> None:
+    """Write the state after `step` steps, whole or not at all, and keep the last two."""
     from safetensors.torch import save_file
 
-    tensors = {"silent": silent}
-    for i, weight in enumerate(weights):
-        state = adam.state[weight]
-        tensors |= {f"weight.{i}": weight, f"avg.{i}": state["exp_avg"], f"square.{i}": state["exp_avg_sq"]}
-    tensors["adam_step"] = adam.state[weights[0]]["step"].reshape(1).clone()
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    place = folder / ".checkpoints"
+    place = folder / _PLACE
     place.mkdir(exist_ok=True)
     with commit_file(place / f"step-{step:08d}.safetensors") as temporary:
-        save_file(tensors, temporary)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
     for old in _all(place)[:-_KEPT]:
         old.unlink()
 
 
-def load_checkpoint(folder: Path, weights: list[torch.Tensor], adam: Any, silent: torch.Tensor) -> int:
-    """Put the newest readable checkpoint into `weights`, `adam` and `silent`; give its step (0: none)."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def readable_steps(folder: Path) -> list[int]:
+    """Steps of which a whole checkpoint is there, ascending; one cut in the writing does not count."""
+    from safetensors import SafetensorError, safe_open
 
-    for path in reversed(_all(folder / ".checkpoints")):
+    steps = []
+    for path in _all(folder / _PLACE):
         try:
-            tensors = load_file(path)
+            with safe_open(path, framework="pt"):  # checks the header against the length of the file
+                steps.append(_step(path))
         except (SafetensorError, OSError):
             continue
-        silent.copy_(tensors["silent"])
-        for i, weight in enumerate(weights):
-            weight.copy_(tensors[f"weight.{i}"])
-            adam.state[weight] = {
-                "step": tensors["adam_step"].reshape(()).clone().to(weight.device),  # Adam counts in place: one each
-                "exp_avg": tensors[f"avg.{i}"].to(weight.device),
-                "exp_avg_sq": tensors[f"square.{i}"].to(weight.device),
-            }
-        match = _PATTERN.fullmatch(path.name)
-        assert match
-        return int(match[1])
-    return 0
+    return steps
+
+
+def load_checkpoint(folder: Path, step: int, state: dict[str, torch.Tensor]) -> None:
+    """Put the checkpoint of `step` into the tensors of `state`.
+
+    Raises
+    ------
+    CytosaeError
+        It is of another training.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / _PLACE / f"step-{step:08d}.safetensors"
+    tensors = load_file(path)
+    if set(tensors) != set(state) or any(tensors[n].shape != t.shape for n, t in state.items()):
+        raise CytosaeError(f"{path} belongs to another training; delete {folder} and start again.")
+    for name, tensor in state.items():
+        tensor.copy_(tensors[name])
+
+
+def _step(path: Path) -> int:
+    match = _PATTERN.fullmatch(path.name)
+    assert match
+    return int(match[1])
 
 
 def _all(place: Path) -> list[Path]:

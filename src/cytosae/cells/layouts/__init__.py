@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def _guess(source: Path) -> str:
             return "hf-parquet"
     if source.is_dir() and ((source / "dataset_info.json").is_file() or (source / "dataset_dict.json").is_file()):
         return "hf-parquet"
-    if source.is_dir() and (next(source.glob("*.parquet"), None) or next(source.glob("data/*.parquet"), None)):
+    if _has_parquet(source) or _has_parquet(source / "data"):
         return "hf-parquet"
     return "folder"
+
+
+def _has_parquet(folder: Path) -> bool:
+    """Whether a parquet file lies in a folder; its names are looked through one by one, since they may be many."""
+    try:
+        with os.scandir(folder) as listing:
+            return any(item.name.endswith(".parquet") for item in listing)
+    except OSError:
+        return False

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cytosae._errors import CytosaeError
+from cytosae.cells._spool import sorted_names
 from cytosae.cells.layouts._entry import EXTENSIONS, Entry, LayoutOptions, Source
 
 
@@ -59,33 +60,35 @@ def walked(source: Path, layout: str, reading: Reading, **more: object) -> Sourc
 def image_paths(source: Path, passed: dict[str, int] | None = None) -> Iterator[str]:
     """Paths of all image files below a folder, relative to it, folder by folder in alphabetical order.
 
-    Memory holds the names of one folder at a time. Links to folders are not followed. `passed` counts what is left.
+    However many images a folder has, memory does not hold their names. Links to folders are not followed. `passed`
+    counts what is left.
     """
     count = {} if passed is None else passed
     waiting = [""]
     while waiting:
         below = waiting.pop()
-        names, folders = [], []
-        try:
-            with os.scandir(source / below) as listing:
-                for item in listing:
-                    if item.name.startswith(".") or item.name == "__MACOSX":
-                        count["hidden"] = count.get("hidden", 0) + 1
-                    elif item.is_dir(follow_symlinks=False):
-                        folders.append(item.name)
-                    elif item.name.lower().endswith(EXTENSIONS):
-                        names.append(item.name)
-                    elif item.is_dir():
-                        count["link to a folder"] = count.get("link to a folder", 0) + 1
-                    else:
-                        count["not an image file"] = count.get("not an image file", 0) + 1
-        except OSError as error:
-            raise CytosaeError(
-                f"The folder {source / below} cannot be listed ({error.strerror}); check its permissions."
-            ) from None
-        prefix = f"{below}/" if below else ""
-        yield from (prefix + name for name in sorted(names))
+        prefix, folders = f"{below}/" if below else "", list[str]()
+        yield from (prefix + name for name in sorted_names(_listed(source / below, folders, count)))
         waiting += [prefix + name for name in sorted(folders, reverse=True)]
+
+
+def _listed(folder: Path, folders: list[str], count: dict[str, int]) -> Iterator[str]:
+    """Names of the image files in one folder, in any order; the folders in it are added to `folders`."""
+    try:
+        with os.scandir(folder) as listing:
+            for item in listing:
+                if item.name.startswith(".") or item.name == "__MACOSX":
+                    count["hidden"] = count.get("hidden", 0) + 1
+                elif item.is_dir(follow_symlinks=False):
+                    folders.append(item.name)
+                elif item.name.lower().endswith(EXTENSIONS):
+                    yield item.name
+                elif item.is_dir():
+                    count["link to a folder"] = count.get("link to a folder", 0) + 1
+                else:
+                    count["not an image file"] = count.get("not an image file", 0) + 1
+    except OSError as error:
+        raise CytosaeError(f"The folder {folder} cannot be listed ({error.strerror}); check its permissions.") from None
 
 
 @dataclass(frozen=True)

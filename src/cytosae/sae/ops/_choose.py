@@ -1,4 +1,4 @@
-"""The table that chooses a path for a device and a problem."""
+"""Which path computes a step: one table, by device, processor and sizes; the choice is recorded by whoever asks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,44 @@ import torch
 
 from cytosae.sae.ops._interface import Path
 from cytosae.sae.ops.portable import PortablePath
-from cytosae.sae.ops.reference import ReferencePath
 
 
-def has_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
-    if torch.device(device).type != "cpu":
-        return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
-    probes = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False) for name in ("avx512_bf16", "amx_tile"))
-    return any(bool(probe()) for probe in probes)
+def choose(device: str, d_in: int, n_latents: int, *, products: str = "auto") -> Path:
+    """The path for a dictionary.
+
+    Parameters
+    ----------
+    device
+        As torch names it.
+    d_in, n_latents
+        Its sizes.
+    products
+        ``float32``: nothing but float32 products, in plain PyTorch. ``bfloat16``: plain PyTorch, bfloat16 proposes.
+        ``auto``: the fastest here. In all of them the codes and gradients are float32.
+
+    Returns
+    -------
+    ===================  ==========================================================
+    asked for, and here   path
+    ===================  ==========================================================
+    CPU with VNNI, auto   ``native-int8``, where a C++ compiler is there
+    AMX or CUDA, auto     ``portable-bfloat16``
+    else                  ``portable-float32``
+    ===================  ==========================================================
+    """
+    if products == "bfloat16":
+        return PortablePath(torch.bfloat16)
+    if products == "float32":
+        return PortablePath()
+    if torch.device(device).type == "cpu":
+        from cytosae.sae.ops.native import NativePath, native_library
+
+        if native_library() is not None:
+            return NativePath()
+    return PortablePath(torch.bfloat16 if _fast_bfloat16(device) else torch.float32)
 
 
-def choose(device: str | torch.device, d_in: int, n_latents: int, *, name: str = "auto") -> Path:
-    """The path for a problem; `name` (``reference``, ``portable``) asks for one."""
-    if name == "reference":
-        return ReferencePath()
-    return PortablePath(torch.bfloat16 if has_bfloat16(str(device)) else torch.float32)
+def _fast_bfloat16(device: str) -> bool:
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())

@@ -80,6 +80,15 @@ class Term:
     latents: torch.Tensor | None = None
 
 
+class RowGradients(NamedTuple):
+    """Gradients computed elsewhere (ghost gradients) of some rows: `latents` int64 [m], `E`, `D` [m, d_in], `b_enc` [m]."""
+
+    latents: torch.Tensor
+    E: torch.Tensor
+    D: torch.Tensor
+    b_enc: torch.Tensor
+
+
 @dataclass
 class Weights:
     """Weights in training and their Adam moments, float32: `E`, `D` [n_latents, d_in], `b_enc` [n_latents]."""
@@ -118,12 +127,19 @@ class Path(Protocol):
         """Reconstructions without bias, float32 [n_groups, n, d_in]; group j sums the latents below ``bounds[j]``."""
 
     def update(
-        self, weights: Weights, x: torch.Tensor, terms: Sequence[Term], adam: AdamStep, *, normalise: bool
+        self,
+        weights: Weights,
+        x: torch.Tensor,
+        terms: Sequence[Term],
+        adam: AdamStep,
+        *,
+        normalise: bool,
+        extra: RowGradients | None = None,
     ) -> torch.Tensor:
         """One Adam step on E, D and b_enc in place, in one visit per latent row.
 
         For every code (t, s, v) of every term, with g = g_y[group of s][t]: ``gD[s] += v g``;
-        ``gc = <g, D[s]> + l1``; ``gE[s] += gc x[t]``; ``gb[s] += gc``. Then the part of gD[s] along D[s] is removed, Adam moves
+        ``gc = <g, D[s]> + l1``; ``gE[s] += gc x[t]``; ``gb[s] += gc``; the rows of `extra` are added. Then the part of gD[s] along D[s] is removed, Adam moves
         all rows (also those without codes), and with `normalise` each row of D is scaled to unit norm.
 
         Returns

@@ -1,4 +1,4 @@
-"""The dense reference of every operation, in float32 as the formulas stand: what every faster path must equal."""
+"""The dense reference of the three operations, as the formulas stand: what every faster path must equal."""
 
 from __future__ import annotations
 
@@ -6,93 +6,73 @@ from collections.abc import Sequence
 
 import torch
 
-from cytosae.sae.ops._codes import check_finite, codes_from_mask, global_latents, group_of, refuse
-from cytosae.sae.ops._interface import AdamStep, Codes, Rule, Term, Weights
-from cytosae.sae.ops._portable import Gradients, Parameters
+from cytosae.sae.ops._interface import AdamStep, Codes, RowGradients, Rule, Term, Weights
 
 
 class ReferencePath:
-    """Dense float32 products; any device; for tests and very small problems."""
+    """Dense tensors, float32, any device; see `cytosae.sae.ops.Path`."""
 
     name = "reference"
 
     def select(self, x: torch.Tensor, E: torch.Tensor, b_enc: torch.Tensor, rule: Rule) -> Codes:
-        """See `Path.select`."""
-        check_finite(x, "tokens")
+        """Codes of centred tokens [n, d_in]."""
         pre = x @ E.T + b_enc
-        if bool(pre.isnan().any()):
-            raise refuse("weights")
-        n, n_latents = pre.shape
-        keep = torch.zeros_like(pre, dtype=torch.bool)
-        if rule.kind == "topk":
-            order = pre.sort(dim=1, descending=True, stable=True).indices
-            keep.scatter_(1, order[:, : rule.k], True)
-        elif rule.kind == "batchtopk":
-            order = pre.T.flatten().sort(descending=True, stable=True).indices[: rule.k * n]
-            keep[order % max(n, 1), order // max(n, 1)] = True
-        else:
-            keep = pre > (rule.threshold if rule.threshold is not None else 0)
-        return codes_from_mask(pre, keep & (pre > 0))
+        keep = pre > 0
+        if rule.threshold is not None:
+            keep &= pre > rule.threshold
+        if rule.kind in ("topk", "batchtopk"):
+            values = pre if rule.kind == "topk" else pre.reshape(1, -1)
+            k = min(rule.k if rule.kind == "topk" else rule.k * len(pre), values.shape[1])
+            first = values.sort(dim=1, descending=True, stable=True).indices[:, :k]
+            keep &= torch.zeros_like(values, dtype=torch.bool).scatter_(1, first, True).view_as(pre)
+        counts = torch.cat([torch.zeros(1, dtype=torch.int64, device=x.device), keep.sum(1).cumsum(0)])
+        return Codes(counts, torch.nonzero(keep)[:, 1].int(), pre[keep], len(E))
 
     def decode(self, codes: Codes, D: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-        """See `Path.decode`."""
+        """Reconstructions without bias [n_groups, n, d_in]."""
         h = codes.dense()
         return torch.stack([h[:, :end] @ D[:end] for end in bounds])
 
     def update(
-        self, weights: Weights, x: torch.Tensor, terms: Sequence[Term], adam: AdamStep, *, normalise: bool
+        self,
+        weights: Weights,
+        x: torch.Tensor,
+        terms: Sequence[Term],
+        adam: AdamStep,
+        *,
+        normalise: bool,
+        extra: RowGradients | None = None,
     ) -> torch.Tensor:
-        """See `Path.update`."""
-        w = weights
-        gE, gD, gb = torch.zeros_like(w.E), torch.zeros_like(w.D), torch.zeros_like(w.b_enc)
+        """One Adam step in place; gives the encoder's part of the decoder bias's gradient."""
+        gE, gD, gb = torch.zeros_like(weights.E), torch.zeros_like(weights.D), torch.zeros_like(weights.b_enc)
         for term in terms:
-            row, latent, group = term.codes.row_of(), global_latents(term), group_of(term)
-            for j, g in enumerate(term.g_y):
-                of = group == j
-                h = torch.zeros(len(x), len(w.E), device=x.device)
-                h[row[of], latent[of]] = term.codes.value[of]
-                gc = (g @ w.D.T + term.l1) * (h > 0)
-                gD += h.T @ g
-                gE += gc.T @ x
-                gb += gc.sum(0)
-        gD -= (gD * w.D).sum(1, keepdim=True) * w.D
-        back = gb @ w.E
-        moved = ((w.E, w.E_avg, w.E_square, gE), (w.D, w.D_avg, w.D_square, gD), (w.b_enc, w.b_avg, w.b_square, gb))
-        for value, avg, square, g in moved:
-            avg.mul_(adam.beta1).add_(g, alpha=1 - adam.beta1)
-            square.mul_(adam.beta2).addcmul_(g, g, value=1 - adam.beta2)
-            scale = (square / (1 - adam.beta2**adam.step)).sqrt_().add_(adam.eps)
-            value.sub_(adam.lr / (1 - adam.beta1**adam.step) * avg / scale)
+            rows = slice(None) if term.latents is None else term.latents
+            h, D = term.codes.dense(), weights.D[rows]
+            group = torch.bucketize(torch.arange(len(D), device=x.device), torch.tensor(term.bounds, device=x.device), right=True)
+            g_codes = torch.stack([g @ D.T for g in term.g_y])[group, :, torch.arange(len(D), device=x.device)].T
+            g_codes = (g_codes + term.l1) * (h > 0)
+            masked = [h * (group == j) for j in range(len(term.bounds))]
+            gD[rows] += sum((m.T @ g for m, g in zip(masked, term.g_y, strict=True)), torch.zeros_like(D))
+            gE[rows] += g_codes.T @ x
+            gb[rows] += g_codes.sum(0)
+        if extra is not None:
+            gE[extra.latents] += extra.E
+            gD[extra.latents] += extra.D
+            gb[extra.latents] += extra.b_enc
+        carry = gb @ weights.E
+        gD -= (gD * weights.D).sum(1, keepdim=True) * weights.D
+        adam_in_place(weights, gE, gD, gb, adam)
         if normalise:
-            w.D.div_(w.D.norm(dim=1, keepdim=True).clamp_(min=1e-12))
-        return back
+            weights.D.div_(weights.D.norm(dim=1, keepdim=True).clamp(min=1e-12))
+        return carry
 
 
-def reference_step(
-    x: torch.Tensor,
-    p: Parameters,
-    *,
-    variance: float,
-    k: int | None,
-    l1: float,
-    dead: torch.Tensor | None,
-    k_aux: int,
-    aux_weight: float,
-) -> tuple[float, Gradients]:
-    """Loss and gradients of `main_step` and `auxiliary_step` together, by automatic differentiation."""
-    leaves = [t.detach().clone().requires_grad_(True) for t in (p.E, p.D, p.b_enc, p.b_dec)]
-    E, D, b_enc, b_dec = leaves
-    pre = (x - b_dec) @ E.T + b_enc
-    h = pre.relu()
-    if k is not None:
-        least = h.detach().flatten().sort(descending=True).values[min(k * len(x), h.numel()) - 1]
-        h = h * (h >= least)
-    y = h @ D + b_dec
-    loss = (y - x).square().sum(1).mean() / variance + l1 * h.sum(1).mean()
-    if dead is not None and len(dead):
-        top = pre[:, dead].topk(min(k_aux, len(dead)), dim=1)
-        z = torch.zeros_like(pre[:, dead]).scatter(1, top.indices, top.values.relu())
-        left = (x - y).detach() - z @ D[dead]
-        loss = loss + aux_weight * left.square().sum(1).mean() / variance
-    loss.backward()  # type: ignore[no-untyped-call]
-    return float(loss.detach()), Gradients(*(t.grad if t.grad is not None else torch.zeros_like(t) for t in leaves))
+def adam_in_place(w: Weights, gE: torch.Tensor, gD: torch.Tensor, gb: torch.Tensor, adam: AdamStep) -> None:
+    """Adam (arXiv 1412.6980) with bias-corrected moments, on the three weights."""
+    for p, g, avg, square in (
+        (w.E, gE, w.E_avg, w.E_square), (w.D, gD, w.D_avg, w.D_square), (w.b_enc, gb, w.b_avg, w.b_square),
+    ):  # fmt: skip
+        avg.lerp_(g, 1 - adam.beta1)
+        square.mul_(adam.beta2).addcmul_(g, g, value=1 - adam.beta2)
+        size = (square / (1 - adam.beta2**adam.step)).sqrt_().add_(adam.eps)
+        p.addcdiv_(avg, size, value=-adam.lr / (1 - adam.beta1**adam.step))

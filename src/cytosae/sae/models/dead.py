@@ -1,0 +1,112 @@
+"""What is done for latents that no longer fire: AuxK, ghost gradients, resampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from cytosae.sae.ops import Path, RowGradients, Rule, Term, Weights
+
+#: Tokens of which the dense pre-activations of dead latents are held at once.
+_PIECE = 2048
+
+
+@dataclass(frozen=True)
+class AuxK:
+    """AuxK (arXiv 2406.04093): the dead latents reconstruct what is left over.
+
+    loss = `weight` * mean over tokens of ``||residual - z @ D[dead]||^2 / variance``, z the `k` largest positive
+    pre-activations of the dead latents. The residual is a constant, and the decoder bias has no part in it: the gradient is
+    that of the plain problem "residual from z".
+    """
+
+    k: int
+    weight: float
+    variance: float
+
+
+def auxiliary_term(
+    path: Path, centred: torch.Tensor, residual: torch.Tensor, weights: Weights, dead: torch.Tensor, aux: AuxK
+) -> tuple[float, Term]:
+    """Loss and term of AuxK; `residual` is ``x - y`` [n, d_in], `dead` int64 indices of the dead latents."""
+    D = weights.D[dead]
+    rule = Rule("topk", k=min(aux.k, len(dead)))
+    codes = path.select(centred, weights.E[dead], weights.b_enc[dead], rule)
+    left = path.decode(codes, D, (len(dead),))[0].sub_(residual)
+    per_token = aux.weight / (len(centred) * aux.variance)
+    loss = float(left.square().sum()) * per_token
+    return loss, Term(codes, left.mul_(2 * per_token)[None], (len(dead),), latents=dead)
+
+
+def ghost_gradients(
+    centred: torch.Tensor, x: torch.Tensor, residual: torch.Tensor, weights: Weights, dead: torch.Tensor
+) -> tuple[float, RowGradients]:
+    """The published code's ghost term and its gradients, for the error weighted by the tokens' norms (kind ``norm``).
+
+    The dead latents' ``exp(pre-activation)`` through their decoder rows gives g; per token it is scaled to half the length
+    of the residual (the factor detached), compared with the residual (squared differences over the residual's length), and
+    rescaled element by element to the size of the main error (detached).
+
+    Parameters
+    ----------
+    centred, x, residual
+        float32 [n, d_in]: tokens without the decoder bias, tokens, and ``x - y``.
+    weights
+        Those of the whole dictionary.
+    dead
+        int64 [m].
+
+    Returns
+    -------
+    The ghost loss, and the gradients of the dead rows.
+    """
+    E, D, b = weights.E[dead], weights.D[dead], weights.b_enc[dead]
+    gE, gD, gb = torch.zeros_like(E), torch.zeros_like(D), torch.zeros_like(b)
+    total = 0.0
+    for a in range(0, len(x), _PIECE):
+        rows = slice(a, a + _PIECE)
+        r = residual[rows]
+        length = r.norm(dim=1, keepdim=True)
+        ghost = torch.addmm(b, centred[rows], E.T).exp_()
+        g = ghost @ D
+        factor = length / (1e-6 + 2 * g.norm(dim=1, keepdim=True))
+        difference = g.mul_(factor).sub_(r)
+        error = difference.square() / length
+        rescale = (r.square() / x[rows].norm(dim=1, keepdim=True)) / (error + 1e-6)
+        total += float((error * rescale).sum())
+        g_y = difference.mul_(rescale).mul_(factor * (2 / length / x.numel()))
+        gD.addmm_(ghost.T, g_y)
+        g_pre = ghost.mul_(g_y @ D.T)
+        gE.addmm_(g_pre.T, centred[rows])
+        gb += g_pre.sum(0)
+    return total / x.numel(), RowGradients(dead, gE, gD, gb)
+
+
+def resample(
+    weights: Weights, dead: torch.Tensor, residual: torch.Tensor, generator: torch.Generator, *, scale: float = 0.2
+) -> None:
+    """Point dead latents at badly reconstructed tokens (Bricken et al. 2023, "Towards Monosemanticity"), in place.
+
+    Tokens are drawn with probability proportional to the square of their loss; the decoder row becomes the unit residual,
+    the encoder row the same direction at `scale` times the mean norm of the living ones; bias and moments become zero.
+
+    Parameters
+    ----------
+    residual
+        ``x - y`` of a batch, float32 [n, d_in].
+    """
+    loss = residual.square().sum(1)
+    probability = loss.double().square().cpu()
+    if not float(probability.sum()) > 0:
+        return
+    chosen = torch.multinomial(probability, len(dead), replacement=True, generator=generator)
+    rows = torch.nn.functional.normalize(residual[chosen.to(residual.device)], dim=1)
+    living = torch.ones(len(weights.E), dtype=torch.bool, device=weights.E.device)
+    living[dead] = False
+    norm = float(weights.E[living].norm(dim=1).mean()) if bool(living.any()) else 1.0
+    weights.D[dead] = rows
+    weights.E[dead] = rows * (scale * norm)
+    weights.b_enc[dead] = 0
+    for moment in (weights.E_avg, weights.E_square, weights.D_avg, weights.D_square, weights.b_avg, weights.b_square):
+        moment[dead] = 0

@@ -1,0 +1,67 @@
+"""Where training starts: decoder rows, and the decoder bias."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def start_rows(n_latents: int, points: torch.Tensor, blend: float, generator: torch.Generator) -> torch.Tensor:
+    """Unit decoder rows, float32 [n_latents, d_in].
+
+    Parameters
+    ----------
+    points
+        Centred training tokens, float32 [m, d_in].
+    blend
+        0: random directions; 1: directions of training tokens (data-point initialisation); else a mixture of both.
+    generator
+        Of the random numbers, on the CPU.
+    """
+    normalize = torch.nn.functional.normalize
+    rows = normalize(torch.randn(n_latents, points.shape[1], generator=generator), dim=1)
+    if blend:
+        chosen = points[torch.randint(len(points), (n_latents,), generator=generator)]
+        rows = (1 - blend) * rows + blend * normalize(chosen.cpu(), dim=1)
+    return normalize(rows, dim=1)
+
+
+def published_start(n_latents: int, d_in: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encoder and decoder rows [n_latents, d_in] as the published code draws them: untied, Kaiming uniform, unit decoder.
+
+    Kaiming uniform of torch (fan-in is the second dimension, gain sqrt 2) on ``W_enc [d_in, n_latents]`` and
+    ``W_dec [n_latents, d_in]``.
+    """
+    encoder, decoder = math.sqrt(6 / n_latents), math.sqrt(6 / d_in)
+    E = (2 * torch.rand(n_latents, d_in, generator=generator) - 1) * encoder
+    D = (2 * torch.rand(n_latents, d_in, generator=generator) - 1) * decoder
+    return E, torch.nn.functional.normalize(D, dim=1)
+
+
+def geometric_median(tokens: torch.Tensor, *, max_iterations: int = 100) -> torch.Tensor:
+    """Geometric median over images, averaged over the tokens: the published start of the decoder bias.
+
+    Each image is one point of ``n_tokens * d_in`` numbers. Weiszfeld's iteration with distances held above 1e-6 (as the
+    package geom-median does), at most `max_iterations`, or until the mean distance no longer falls.
+
+    Parameters
+    ----------
+    tokens
+        [n_images, n_tokens, d_in].
+
+    Returns
+    -------
+    float32 [d_in]
+    """
+    points = tokens.double().flatten(1)
+    median = points.mean(0)
+    before = float((points - median).norm(dim=1).mean())
+    for _ in range(max_iterations):
+        weight = 1 / (points - median).norm(dim=1).clamp(min=1e-6)
+        median = (weight @ points) / weight.sum()
+        now = float((points - median).norm(dim=1).mean())
+        if abs(before - now) <= 1e-12 * now:
+            break
+        before = now
+    return median.view(tokens.shape[1:]).mean(0).float()

@@ -1,0 +1,162 @@
+"""The compiled path: 8-bit products propose, float32 decides, and each latent row is moved in one visit (`step.cpp`)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from cytosae._errors import CytosaeError
+from cytosae.sae.ops._interface import AdamStep, Codes, RowGradients, Rule, Term, Weights
+from cytosae.sae.ops.native._build import library
+from cytosae.sae.ops.portable import refuse_nan
+
+_KINDS = {"relu": 0, "topk": 1, "threshold": 2, "batchtopk": 3}
+#: A hint lies so far below the least code of the batch before; a wrong one costs time only.
+_HINT = 0.9
+#: Matrices whose bytes are kept.
+_KEPT = 4
+
+
+@cache
+def native_library() -> ctypes.CDLL | None:
+    """The library, with its types declared; None where it cannot be built or the processor has no 8-bit products."""
+    lib = library()
+    if lib is None or not lib.cytosae_has_vnni():
+        return None
+    lib.cytosae_packed_size.restype = ctypes.c_int64
+    lib.cytosae_select.restype = ctypes.c_void_p
+    return lib
+
+
+class _Packed:
+    """A matrix in bytes, as of one version of its tensor."""
+
+    def __init__(self, lib: ctypes.CDLL, E: torch.Tensor) -> None:
+        m, d = E.shape
+        self.bytes = torch.empty(lib.cytosae_packed_size(_long(m), _long(d)), dtype=torch.uint8)
+        self.scale, self.norm = torch.empty(m), torch.empty(m)
+        lib.cytosae_pack(_at(E), _long(m), _long(d), _at(self.bytes), _at(self.scale), _at(self.norm), torch.get_num_threads())
+        self.tensor, self.version = E, E._version
+
+
+class NativePath:
+    """See `cytosae.sae.ops.Path`; CPU tensors, float32."""
+
+    name = "native-int8"
+
+    def __init__(self) -> None:
+        lib = native_library()
+        if lib is None:
+            raise CytosaeError("The compiled path is not available here; use the portable one.")
+        self._lib = lib
+        self._packs: list[_Packed] = []
+        self._hints: dict[tuple[str, int, int], float] = {}
+
+    def select(self, x: torch.Tensor, E: torch.Tensor, b_enc: torch.Tensor, rule: Rule) -> Codes:
+        """Codes of centred tokens [n, d_in]."""
+        x, b_enc = _floats(x), _floats(b_enc)
+        (n, d), m = x.shape, len(E)
+        refuse_nan(x)
+        packed = self._pack(E)
+        key = (rule.kind, m, rule.k)
+        bound = ctypes.c_float(_HINT * self._hints.get(key, 0.0))
+        count = ctypes.c_int64()
+        threshold = None if rule.threshold is None else _floats(rule.threshold)
+        handle = self._lib.cytosae_select(
+            _at(x), _long(n), _long(d), _at(packed.tensor), _at(b_enc), _long(m), _at(packed.bytes), _at(packed.scale),
+            _at(packed.norm), _KINDS[rule.kind], _long(min(rule.k, m)), _at(threshold), ctypes.byref(bound), ctypes.byref(count),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        self._hints[key] = max(bound.value, 0.0)
+        codes = Codes(torch.empty(n + 1, dtype=torch.int64), torch.empty(count.value, dtype=torch.int32), torch.empty(count.value), m)
+        self._lib.cytosae_take(ctypes.c_void_p(handle), _at(codes.row_start), _at(codes.latent), _at(codes.value))
+        return codes
+
+    def decode(self, codes: Codes, D: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+        """Reconstructions without bias [n_groups, n, d_in]."""
+        D = _floats(D)
+        ends = np.asarray(bounds, np.int64)
+        y = torch.empty(len(ends), codes.n_tokens, D.shape[1])
+        self._lib.cytosae_decode(
+            _at(codes.row_start), _at(codes.latent), _at(codes.value), _long(codes.n_tokens), _at(D), _long(D.shape[1]),
+            _at(ends), _long(len(ends)), _at(y), torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def update(
+        self,
+        weights: Weights,
+        x: torch.Tensor,
+        terms: Sequence[Term],
+        adam: AdamStep,
+        *,
+        normalise: bool,
+        extra: RowGradients | None = None,
+    ) -> torch.Tensor:
+        """One Adam step; the bytes of the encoder are refreshed in the same visit."""
+        w, x = weights, _floats(x)
+        m, d = w.E.shape
+        parts = [_Arrays(term) for term in terms]
+        position, rows = None, (None, None, None)
+        if extra is not None:
+            position = torch.full((m,), -1, dtype=torch.int64)
+            position[extra.latents] = torch.arange(len(extra.latents))
+            rows = (_floats(extra.E), _floats(extra.D), _floats(extra.b_enc))
+        packed = self._pack(w.E)
+        numbers = np.array([adam.lr, adam.beta1, adam.beta2, 1 / (1 - adam.beta1**adam.step), 1 / (1 - adam.beta2**adam.step),
+                            adam.eps], np.float32)  # fmt: skip
+        groups, l1s = np.array([len(p.bounds) for p in parts], np.int64), np.array([p.l1 for p in parts], np.float32)
+        carry = torch.empty(d)
+        self._lib.cytosae_update(
+            _at(w.E), _at(w.D), _at(w.b_enc), _at(w.E_avg), _at(w.E_square), _at(w.D_avg), _at(w.D_square), _at(w.b_avg),
+            _at(w.b_square), _long(m), _long(d), _at(x), _long(len(x)), _long(len(parts)),
+            _list([p.row_start for p in parts]), _list([p.latent for p in parts]), _list([p.value for p in parts]),
+            _list([p.g_y for p in parts]), _list([p.bounds for p in parts]), _at(groups), _at(l1s), _at(position),
+            _at(rows[0]), _at(rows[1]), _at(rows[2]), _at(numbers), int(normalise), _at(packed.bytes), _at(packed.scale),
+            _at(packed.norm), _at(carry), torch.get_num_threads(),
+        )  # fmt: skip
+        return carry
+
+    def _pack(self, E: torch.Tensor) -> _Packed:
+        """The bytes of a matrix, kept as long as it is this tensor in this version."""
+        for packed in self._packs:
+            if packed.tensor is E and packed.version == E._version:
+                return packed
+        made = _Packed(self._lib, E if E.dtype == torch.float32 and E.is_contiguous() else E.float().contiguous())
+        if made.tensor is E:
+            self._packs = [made, *(p for p in self._packs if p.tensor is not E)][:_KEPT]
+        return made
+
+
+class _Arrays:
+    """A term as the library takes it: latents numbered over all of them."""
+
+    def __init__(self, term: Term) -> None:
+        latent = term.codes.latent
+        if term.latents is not None:
+            latent = term.latents[latent.long()].int()
+        self.row_start, self.latent, self.value = term.codes.row_start.contiguous(), latent.contiguous(), _floats(term.codes.value)
+        self.g_y, self.bounds, self.l1 = _floats(term.g_y), np.asarray(term.bounds, np.int64), term.l1
+
+
+def _floats(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().float().contiguous()
+
+
+def _long(n: int) -> ctypes.c_int64:
+    return ctypes.c_int64(int(n))
+
+
+def _at(array: Any) -> ctypes.c_void_p:
+    if array is None:
+        return ctypes.c_void_p()
+    return ctypes.c_void_p(array.data_ptr() if isinstance(array, torch.Tensor) else array.ctypes.data)
+
+
+def _list(arrays: Sequence[Any]) -> Any:
+    return (ctypes.c_void_p * max(len(arrays), 1))(*(_at(a).value for a in arrays))
