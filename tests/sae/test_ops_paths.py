@@ -1,4 +1,4 @@
-"""Every path against the dense reference: the same codes, the same reconstructions, the same weights after a step."""
+"""Paths on hard input: an outlier dimension, equal rows, weights that are not numbers, terms over dead latents, extra rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cytosae import CytosaeError
-from cytosae.sae.ops import AdamStep, Codes, Path, Rule, Term, Weights, choose
+from cytosae.sae.ops import AdamStep, Codes, Path, RowGradients, Rule, Term, Weights
+from cytosae.sae.ops.native import NativePath, native_library
 from cytosae.sae.ops.portable import PortablePath
 from cytosae.sae.ops.reference import ReferencePath
 
@@ -14,7 +15,8 @@ REFERENCE = ReferencePath()
 
 
 def paths() -> list[Path]:
-    return [PortablePath(), PortablePath(torch.float32)]
+    compiled = [NativePath()] if native_library() is not None else []
+    return [PortablePath(torch.bfloat16), PortablePath(torch.float32), *compiled]
 
 
 PATHS = paths()
@@ -30,7 +32,7 @@ SIZES = [
 RULES = ["relu", "topk", "batchtopk", "threshold"]
 
 
-@pytest.fixture(params=PATHS, ids=lambda p: f"{p.name}-{getattr(p, 'screen', '')}")
+@pytest.fixture(params=PATHS, ids=lambda p: p.name)
 def path(request: pytest.FixtureRequest) -> Path:
     return request.param
 
@@ -113,20 +115,8 @@ def test_of_equal_values_the_lower_latent_then_the_lower_token_wins(path: Path) 
     b = torch.zeros(2048)
     codes = path.select(x, E, b, Rule("topk", k=3))
     assert codes.latent.view(40, 3).tolist() == [[0, 1, 2]] * 40
-    codes = path.select(x, E, b, Rule("batchtopk", k=3))
-    assert codes.latent.view(40, 3).tolist() == [[0, 1, 2]] * 40
-    codes = path.select(x[:39], E[:2047], b[:2047], Rule("batchtopk", k=1))
-    assert codes.latent.tolist() == [0] * 39
-
-
-@pytest.mark.parametrize("n_latents", [50, 4096])
-def test_tokens_without_a_positive_value_get_no_codes(path: Path, n_latents: int) -> None:
-    x, E, _ = problem(64, 64, n_latents)
-    for kind in RULES:
-        codes = path.select(x, E, torch.full((n_latents,), -1e4), make_rule(kind, 8, n_latents))
-        assert len(codes.value) == 0
-        assert codes.row_start.tolist() == [0] * 65
-        assert float(path.decode(codes, E, [n_latents]).abs().max()) == 0
+    codes = path.select(x[:39], E[:2047], b[:2047], Rule("batchtopk", k=2))
+    assert codes.latent.tolist() == list(range(78)), "the batch has 78 codes, and the first token comes first"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -134,11 +124,11 @@ def test_input_that_is_not_a_number_is_refused(path: Path, bad: float) -> None:
     for n, d, n_latents in ((3, 5, 7), (300, 64, 2048)):
         x, E, b = problem(n, d, n_latents)
         x[n - 1, 2] = bad
-        with pytest.raises(CytosaeError, match="not finite"):
+        with pytest.raises(CytosaeError, match="not numbers"):
             path.select(x, E, b, Rule("topk", k=2))
         x, E, b = problem(n, d, n_latents)
         E[3, 1] = float("nan")
-        with pytest.raises(CytosaeError, match="not finite"):
+        with pytest.raises(CytosaeError, match="not numbers"):
             path.select(x, E, b, Rule("topk", k=2))
 
 
@@ -169,7 +159,7 @@ def random_codes(n: int, n_latents: int, density: float, seed: int) -> Codes:
     return Codes(start, latent.int(), dense[row, latent] + 0.01, n_latents)
 
 
-@pytest.mark.parametrize(("n", "d", "n_latents"), [(1, 5, 7), (3, 17, 2500), (300, 383, 1100), (4097, 5, 33)])
+@pytest.mark.parametrize(("n", "d", "n_latents"), [(1, 5, 7), (3, 17, 2500), (300, 383, 1100)])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_a_step_moves_the_weights_as_the_reference_does(
     path: Path, n: int, d: int, n_latents: int, groups: int
@@ -194,8 +184,10 @@ def test_a_step_moves_the_weights_as_the_reference_does(
         ([Term(random_codes(n, n_latents, 0.0, 3), terms[0].g_y, bounds)], True),
     ):
         got, want, adam = copy_of(start), copy_of(start), AdamStep(3, 0.01)
+        ones = (torch.ones_like(t[subset]) / n for t in (start.E, start.D, start.b_enc))
+        extra = RowGradients(subset, *ones) if normalise else None
         back, wanted_back = (
-            p.update(w, x, used, adam, normalise=normalise) for p, w in ((path, got), (REFERENCE, want))
+            p.update(w, x, used, adam, normalise=normalise, extra=extra) for p, w in ((path, got), (REFERENCE, want))
         )
         assert torch.allclose(back, wanted_back, atol=1e-5 * max(1.0, float(wanted_back.abs().max())))
         for name, value in vars(want).items():
@@ -214,8 +206,3 @@ def test_the_same_step_twice_gives_the_same_bits(path: Path) -> None:
     (codes_a, w_a), (codes_b, w_b) = results
     assert all(torch.equal(s, t) for s, t in zip(codes_a[:3], codes_b[:3], strict=True))
     assert all(torch.equal(t, getattr(w_b, name)) for name, t in vars(w_a).items())
-
-
-def test_the_choice_can_be_named() -> None:
-    assert choose("cpu", 384, 6144, name="reference").name == "reference"
-    assert choose("cpu", 384, 6144, name="portable").name == "portable"

@@ -14,7 +14,7 @@ from cytosae.sae.ops._interface import Codes, Term
 def refuse(what: str) -> CytosaeError:
     """The error for inputs that are no numbers."""
     return CytosaeError(
-        f"The {what} hold values that are not finite numbers; check the input, or lower the learning rate (--set lr=...)."
+        f"The {what} hold values that are not numbers; check the input, or lower the learning rate (--set lr=...)."
     )
 
 
@@ -22,12 +22,6 @@ def check_finite(x: torch.Tensor, what: str) -> None:
     """Raise a CytosaeError where a value is NaN or infinite."""
     if x.numel() and not bool(torch.isfinite(x.sum() if bool(torch.isfinite(x.sum())) else x).all()):
         raise refuse(what)
-
-
-def codes_from_mask(pre: torch.Tensor, keep: torch.Tensor) -> Codes:
-    """Codes at the places `keep` of dense values [n, n_latents]."""
-    token, latent = keep.nonzero(as_tuple=True)
-    return codes_from_pairs(token, latent, pre[token, latent], *pre.shape)
 
 
 def codes_from_pairs(token: torch.Tensor, latent: torch.Tensor, value: torch.Tensor, n: int, n_latents: int) -> Codes:
@@ -52,17 +46,15 @@ def join_codes(parts: Sequence[Codes]) -> Codes:
     return Codes(start, torch.cat([p.latent for p in parts]), torch.cat([p.value for p in parts]), parts[0].n_latents)
 
 
-def largest_of_batch(token: torch.Tensor, latent: torch.Tensor, value: torch.Tensor, wanted: int) -> torch.Tensor:
-    """Mask of the `wanted` largest values; of equal ones the lower latent, then the lower token."""
+def largest_of_batch(value: torch.Tensor, wanted: int) -> torch.Tensor:
+    """Mask of the `wanted` largest values; of equal ones the first (the lower token, then the lower latent)."""
     if len(value) <= wanted:
         return torch.ones_like(value, dtype=torch.bool)
     if wanted <= 0:
         return torch.zeros_like(value, dtype=torch.bool)
     least = torch.topk(value, wanted, sorted=False).values.min()
     keep = value > least
-    ties = (value == least).nonzero().flatten()
-    order = (latent[ties].long() * (int(token.max()) + 1) + token[ties]).argsort()
-    keep[ties[order[: wanted - int(keep.sum())]]] = True
+    keep[(value == least).nonzero().flatten()[: wanted - int(keep.sum())]] = True
     return keep
 
 

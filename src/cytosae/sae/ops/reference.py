@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from cytosae.sae.ops._codes import check_finite
 from cytosae.sae.ops._interface import AdamStep, Codes, RowGradients, Rule, Term, Weights
 
 
@@ -16,7 +17,9 @@ class ReferencePath:
 
     def select(self, x: torch.Tensor, E: torch.Tensor, b_enc: torch.Tensor, rule: Rule) -> Codes:
         """Codes of centred tokens [n, d_in]."""
+        check_finite(x, "tokens")
         pre = x @ E.T + b_enc
+        check_finite(pre, "weights")
         keep = pre > 0
         if rule.threshold is not None:
             keep &= pre > rule.threshold
@@ -48,7 +51,9 @@ class ReferencePath:
         for term in terms:
             rows = slice(None) if term.latents is None else term.latents
             h, D = term.codes.dense(), weights.D[rows]
-            group = torch.bucketize(torch.arange(len(D), device=x.device), torch.tensor(term.bounds, device=x.device), right=True)
+            group = torch.bucketize(
+                torch.arange(len(D), device=x.device), torch.tensor(term.bounds, device=x.device), right=True
+            )
             g_codes = torch.stack([g @ D.T for g in term.g_y])[group, :, torch.arange(len(D), device=x.device)].T
             g_codes = (g_codes + term.l1) * (h > 0)
             masked = [h * (group == j) for j in range(len(term.bounds))]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from cytosae._errors import CytosaeError
+from cytosae.sae.ops._codes import check_finite
 from cytosae.sae.ops._interface import AdamStep, Codes, RowGradients, Rule, Term, Weights
 from cytosae.sae.ops.native._build import library
-from cytosae.sae.ops.portable import refuse_nan
 
 _KINDS = {"relu": 0, "topk": 1, "threshold": 2, "batchtopk": 3}
 #: A hint lies so far below the least code of the batch before; a wrong one costs time only.
@@ -40,7 +40,9 @@ class _Packed:
         m, d = E.shape
         self.bytes = torch.empty(lib.cytosae_packed_size(_long(m), _long(d)), dtype=torch.uint8)
         self.scale, self.norm = torch.empty(m), torch.empty(m)
-        lib.cytosae_pack(_at(E), _long(m), _long(d), _at(self.bytes), _at(self.scale), _at(self.norm), torch.get_num_threads())
+        lib.cytosae_pack(
+            _at(E), _long(m), _long(d), _at(self.bytes), _at(self.scale), _at(self.norm), torch.get_num_threads()
+        )
         self.tensor, self.version = E, E._version
 
 
@@ -61,8 +63,10 @@ class NativePath:
         """Codes of centred tokens [n, d_in]."""
         x, b_enc = _floats(x), _floats(b_enc)
         (n, d), m = x.shape, len(E)
-        refuse_nan(x)
+        check_finite(x, "tokens")
         packed = self._pack(E)
+        check_finite(packed.norm, "weights")
+        check_finite(b_enc, "weights")
         key = (rule.kind, m, rule.k)
         bound = ctypes.c_float(_HINT * self._hints.get(key, 0.0))
         count = ctypes.c_int64()
@@ -73,7 +77,12 @@ class NativePath:
             torch.get_num_threads(),
         )  # fmt: skip
         self._hints[key] = max(bound.value, 0.0)
-        codes = Codes(torch.empty(n + 1, dtype=torch.int64), torch.empty(count.value, dtype=torch.int32), torch.empty(count.value), m)
+        codes = Codes(
+            torch.empty(n + 1, dtype=torch.int64),
+            torch.empty(count.value, dtype=torch.int32),
+            torch.empty(count.value),
+            m,
+        )
         self._lib.cytosae_take(ctypes.c_void_p(handle), _at(codes.row_start), _at(codes.latent), _at(codes.value))
         return codes
 
@@ -140,7 +149,11 @@ class _Arrays:
         latent = term.codes.latent
         if term.latents is not None:
             latent = term.latents[latent.long()].int()
-        self.row_start, self.latent, self.value = term.codes.row_start.contiguous(), latent.contiguous(), _floats(term.codes.value)
+        self.row_start, self.latent, self.value = (
+            term.codes.row_start.contiguous(),
+            latent.contiguous(),
+            _floats(term.codes.value),
+        )
         self.g_y, self.bounds, self.l1 = _floats(term.g_y), np.asarray(term.bounds, np.int64), term.l1
 
 

@@ -41,7 +41,9 @@ def _built(compiler: str) -> Path:
     """Path of the shared library; two processes that want it at once build it once."""
     source = (files("cytosae.sae.ops.native") / "step.cpp").read_bytes()
     openmp = _openmp()
-    key = hashlib.sha256(b"\0".join([source, *(f.encode() for f in (*FLAGS, *openmp, compiler, _version(compiler), _processor()))]))
+    key = hashlib.sha256(
+        b"\0".join([source, *(f.encode() for f in (*FLAGS, *openmp, compiler, _version(compiler), _processor()))])
+    )
     folder = cache_folder() / "native"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{key.hexdigest()[:16]}.so"
