@@ -27,10 +27,10 @@ import torch
 from bench_decode import machine
 from cytosae import SparseAutoencoder, extract_tokens, index_concepts, load_backbone
 from cytosae.cells import Cells, build_cells, bundled_path
-from cytosae.sae.ops import Parameters, main_step
-from cytosae.sae.ops.reference import reference_step
+from cytosae.sae.ops import choose
+from cytosae.sae.ops.reference import ReferencePath
 from cytosae.tokens import TokenStore, load_images
-from cytosae.training import has_bfloat16
+from cytosae.training import TokenFacts, Trainer, has_bfloat16, override
 
 N_CELLS = 256
 
@@ -66,20 +66,15 @@ def bench_tokens(cells: Cells, folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def bench_fit(d_in: int, latents: int, batch: int, k: int, repeats: int) -> dict[str, Any]:
-    g = torch.Generator().manual_seed(0)
-    D = torch.nn.functional.normalize(torch.randn(latents, d_in, generator=g), dim=1)
-    p = Parameters(D.clone(), D, torch.zeros(latents), torch.zeros(d_in))
-    x = torch.randn(batch, d_in, generator=g)
-    dtype = torch.bfloat16 if has_bfloat16("cpu") else torch.float32
-
-    def ours() -> None:
-        main_step(x, p, variance=float(d_in), k=k, dtype=dtype)
-
-    def reference() -> None:
-        reference_step(x, p, variance=float(d_in), k=k, l1=0.0, dead=None, k_aux=1, aux_weight=0.0)
-
+    x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0))
+    recipe = override("default", [f"expansion={latents // d_in}", f"k={k}", "warmup=0", "decay=0"])
+    fast, dense = (
+        Trainer(recipe, 0, TokenFacts.of(x), path, 10**6) for path in (choose("cpu", d_in, latents), ReferencePath())
+    )
+    step = iter(range(10**6))
     what = f"times the dense reference, {d_in} -> {latents:,}, {batch:,} tokens, k = {k}"
-    return {"what": what, "products": str(dtype).removeprefix("torch."), **interleaved(ours, reference, repeats)}
+    pair = interleaved(lambda: fast.step(x, next(step)), lambda: dense.step(x, next(step)), repeats)
+    return {"what": what, "path": fast.path.name, **pair}
 
 
 def bench_index(cells: Cells, folder: Path, repeats: int) -> dict[str, Any]:

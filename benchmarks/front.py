@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("heldout", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", default="default", help="a recipe")
-    parser.add_argument("--values", nargs="+", default=[str(k) for k in TARGETS], help="values of k, or of l1 for relu-l1")
+    parser.add_argument(
+        "--values", nargs="+", default=[str(k) for k in TARGETS], help="values of k, or of l1 for relu-l1"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", dest="settings", default=[])
     parser.add_argument("--where", default="dataset=acevedo")
@@ -62,7 +64,9 @@ def main() -> None:
     for member in chosen:
         sae = load_sae(member.out)
         metrics = measure(sae, test_store, rows, "patch", sample.float(), 0)
-        results.append({"name": member.out.name, "k": member.recipe.k, "l1": member.recipe.l1, "seed": member.seed, **metrics})
+        results.append(
+            {"name": member.out.name, "k": member.recipe.k, "l1": member.recipe.l1, "seed": member.seed, **metrics}
+        )
         print({k: v for k, v in results[-1].items() if k != "frequency_histogram"}, flush=True)
     pick = rows[np.linspace(0, len(rows) - 1, 400).astype(int)]
     test = test_store.read(pick, kind="patch").flatten(0, 1)

@@ -19,7 +19,7 @@ GOLDEN = Path(os.environ.get("CYTOSAE_GOLDEN") or Path(__file__).parents[1] / "g
 
 
 def arrays(name: str) -> Any:
-    return {k: v for k, v in np.load(GOLDEN / name).items()}
+    return dict(np.load(GOLDEN / name).items())
 
 
 def tensor(a: Any) -> torch.Tensor:
@@ -42,7 +42,7 @@ def gradients(w: Weights, x: torch.Tensor, terms: list[Term], extra: Any) -> tup
 def test_golden_step(case: str) -> None:
     z = arrays("sae_step.npz")
     x = tensor(z["x"])
-    n_images, n_tokens, d = x.shape
+    n_images, n_tokens, _d = x.shape
     flat, b_dec = x.flatten(0, 1), tensor(z["b_dec"])
     w = weights(tensor(z["W_enc"]), tensor(z["b_enc"]), tensor(z["W_dec"]))
     path, model = reference.ReferencePath(), ReluL1(len(w.E), l1=float(z["hp.l1_coefficient"]))
@@ -90,7 +90,12 @@ def golden_trainer(z: Any) -> Trainer:
 
 def distances(trainer: Trainer, z: Any) -> dict[str, float]:
     """For each weight, ``||final - reference|| / ||reference - start||`` over its tolerance: below 1 is reproduced."""
-    found = {"W_enc": trainer.weights.E.T, "W_dec": trainer.weights.D, "b_enc": trainer.weights.b_enc, "b_dec": trainer.b_dec}
+    found = {
+        "W_enc": trainer.weights.E.T,
+        "W_dec": trainer.weights.D,
+        "b_enc": trainer.weights.b_enc,
+        "b_dec": trainer.b_dec,
+    }
     out = {}
     for name, value in found.items():
         final, start = tensor(z[f"final.{name}"]), tensor(z[f"init.{name}"])
@@ -103,7 +108,12 @@ def test_golden_training() -> None:
     trainer = golden_trainer(z)
     for step, batch in enumerate(z["batches"]):
         line = trainer.step(tensor(batch).flatten(0, 1), step)
-        for name, key in (("loss", "loss"), ("error", "mse_loss"), ("l1", "l1_loss"), ("ghost", "mse_loss_ghost_resid")):
+        for name, key in (
+            ("loss", "loss"),
+            ("error", "mse_loss"),
+            ("l1", "l1_loss"),
+            ("ghost", "mse_loss_ghost_resid"),
+        ):
             assert line.get(name, 0.0) == pytest.approx(float(z[f"log.{key}"][step]), rel=1e-5), (step, name)
         assert line["n_dead"] == z["log.n_dead"][step]
         assert line["lr"] == pytest.approx(float(z["log.lr"][step]))

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from cytosae import CytosaeError, SparseAutoencoder
-from cytosae.sae.models import AuxK, Error, JumpRelu, Matryoshka, auxiliary_term, ghost_gradients, group_bounds, resample
+from cytosae.sae.models import (
+    AuxK,
+    Error,
+    JumpRelu,
+    auxiliary_term,
+    ghost_gradients,
+    group_bounds,
+    resample,
+)
 from cytosae.sae.ops import AdamStep, Codes, Term, Weights, choose
 from cytosae.training import TokenFacts, Trainer, override
 
@@ -21,7 +29,9 @@ def some_weights(n: int, d: int, seed: int = 0) -> Weights:
     return Weights(E, D, 0.1 * torch.randn(n, generator=g), *moments, torch.zeros(n), torch.zeros(n))
 
 
-def trainer_of(*settings: str, recipe: str = "default", n_steps: int = 100, d: int = 12) -> tuple[Trainer, torch.Tensor]:
+def trainer_of(
+    *settings: str, recipe: str = "default", n_steps: int = 100, d: int = 12
+) -> tuple[Trainer, torch.Tensor]:
     g = torch.Generator().manual_seed(5)
     tokens = torch.randn(96, d, generator=g) * torch.linspace(0.3, 2, d) + 3
     facts = TokenFacts.of(tokens, tokens.view(8, 12, d))
@@ -60,7 +70,9 @@ def dense_loss(trainer: Trainer, tokens: torch.Tensor, leaves: list[torch.Tensor
 @pytest.mark.parametrize("dead", [False, True])
 @pytest.mark.parametrize("model", ["relu-l1", "topk", "batchtopk", "jumprelu", "matryoshka"])
 def test_a_step_follows_the_gradient_of_the_loss(model: str, dead: bool) -> None:
-    trainer, tokens = trainer_of(f"model={model}", "beta1=0", "l1=0.05" if model == "relu-l1" else "l1=0", "aux_k=2", "levels=0.1,0.5")
+    trainer, tokens = trainer_of(
+        f"model={model}", "beta1=0", "l1=0.05" if model == "relu-l1" else "l1=0", "aux_k=2", "levels=0.1,0.5"
+    )
     if dead:
         trainer.silent[::3] = trainer.recipe.dead_after + 1
     which = torch.nonzero(trainer.silent > trainer.recipe.dead_after).flatten()
@@ -72,7 +84,10 @@ def test_a_step_follows_the_gradient_of_the_loss(model: str, dead: bool) -> None
     line = trainer.step(tokens, 0)
     assert line["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
     gE, gD, gb, g_bias = (leaf.grad for leaf in leaves)
-    assert gE is not None and gD is not None and gb is not None and g_bias is not None
+    assert gE is not None
+    assert gD is not None
+    assert gb is not None
+    assert g_bias is not None
     gD = gD - (gD * before).sum(1, keepdim=True) * before
     # with beta1 = 0 Adam's first moment is the gradient itself
     for got, want in ((w.E_avg, gE), (w.D_avg, gD), (w.b_avg, gb), (trainer.b_dec_avg, g_bias)):
@@ -104,7 +119,9 @@ def test_a_small_gradient_moves_a_weight_by_less_than_the_learning_rate() -> Non
     before = w.E.clone()
     codes = Codes(torch.tensor([0, 1]), torch.tensor([2], dtype=torch.int32), torch.tensor([1.0]), 4)
     g_y = torch.full((1, 1, 3), 1e-11)
-    choose("cpu", 3, 4, products="float32").update(w, torch.ones(1, 3), [Term(codes, g_y, (4,))], AdamStep(1, 0.1), normalise=False)
+    choose("cpu", 3, 4, products="float32").update(
+        w, torch.ones(1, 3), [Term(codes, g_y, (4,))], AdamStep(1, 0.1), normalise=False
+    )
     assert 0 < float((w.E - before).abs().max()) < 0.01
 
 
@@ -121,7 +138,8 @@ def test_auxk_is_the_plain_problem_of_reconstructing_the_residual() -> None:
     value, term = auxiliary_term(path, x, residual, w, dead, AuxK(3, 0.25, 2.0))
     assert value == pytest.approx(float(loss.detach()), rel=1e-5)
     path.update(w, x, [term], AdamStep(1, 0.0, beta1=0.0), normalise=False)
-    assert E.grad is not None and b.grad is not None
+    assert E.grad is not None
+    assert b.grad is not None
     assert torch.allclose(w.E_avg[dead], E.grad, atol=1e-6)
     assert torch.allclose(w.b_avg[dead], b.grad, atol=1e-6)
     assert float(w.E_avg[1::2].abs().max()) == 0, "latents that live are left alone"
@@ -229,13 +247,17 @@ def test_matryoshka_keeps_the_first_latents_good_by_themselves() -> None:
 
 @pytest.mark.parametrize("k", [1, 3, 48, 60])
 def test_topk_in_inference_keeps_k_and_the_lower_latent_of_a_tie(k: int) -> None:
-    sae = SparseAutoencoder(torch.eye(4).repeat(1, 12), torch.zeros(48), torch.zeros(48, 4), torch.zeros(4), "topk", k=k)
+    sae = SparseAutoencoder(
+        torch.eye(4).repeat(1, 12), torch.zeros(48), torch.zeros(48, 4), torch.zeros(4), "topk", k=k
+    )
     codes = sae.encode(torch.tensor([[1.0, 2, 3, -4], [0, 0, 0, 0]]))
     assert int((codes[0] > 0).sum()) == min(k, 36)
     assert int((codes[1] > 0).sum()) == 0
     if k == 3:
         assert torch.nonzero(codes[0]).flatten().tolist() == [2, 6, 10]
-    sparse = choose("cpu", 4, 48).select(torch.tensor([[1.0, 2, 3, -4], [0, 0, 0, 0]]), sae.W_enc.T.contiguous(), sae.b_enc, sae.rule())
+    sparse = choose("cpu", 4, 48).select(
+        torch.tensor([[1.0, 2, 3, -4], [0, 0, 0, 0]]), sae.W_enc.T.contiguous(), sae.b_enc, sae.rule()
+    )
     assert torch.equal(sparse.dense(), codes)
 
 

@@ -51,7 +51,14 @@ def problem(n: int, d: int, m: int, seed: int = 0) -> tuple[torch.Tensor, Weight
     D = torch.nn.functional.normalize(torch.randn(m, d, generator=g), dim=1)
     E = D + 0.3 * torch.randn(m, d, generator=g) / d**0.5
     moments = [0.01 * torch.rand(m, d, generator=g) for _ in range(4)]
-    w = Weights(E, D, 0.3 * torch.randn(m, generator=g), *moments, 0.01 * torch.rand(m, generator=g), 0.01 * torch.rand(m, generator=g))
+    w = Weights(
+        E,
+        D,
+        0.3 * torch.randn(m, generator=g),
+        *moments,
+        0.01 * torch.rand(m, generator=g),
+        0.01 * torch.rand(m, generator=g),
+    )
     return x, w
 
 
@@ -89,14 +96,18 @@ def test_codes_equal_the_reference(path: Any, threads: int, kind: str, n: int, d
 def test_a_memory_of_larger_codes_does_not_lose_smaller_ones(path: Any, kind: str) -> None:
     x, w = problem(150, 20, 90)
     path.select(100 * x, w.E, w.b_enc, rule_of(kind, 90))
-    assert_same_codes(path.select(x, w.E, w.b_enc, rule_of(kind, 90)), ReferencePath().select(x, w.E, w.b_enc, rule_of(kind, 90)))
+    assert_same_codes(
+        path.select(x, w.E, w.b_enc, rule_of(kind, 90)), ReferencePath().select(x, w.E, w.b_enc, rule_of(kind, 90))
+    )
 
 
 @pytest.mark.parametrize("kind", ["topk", "batchtopk"])
 @pytest.mark.parametrize("k", [1, 40, 1000])
 def test_k_above_the_number_of_positives_takes_them_all(path: Any, kind: str, k: int) -> None:
     x, w = problem(30, 8, 40)
-    assert_same_codes(path.select(x, w.E, w.b_enc, Rule(kind, k=k)), ReferencePath().select(x, w.E, w.b_enc, Rule(kind, k=k)))  # type: ignore[arg-type]
+    assert_same_codes(
+        path.select(x, w.E, w.b_enc, Rule(kind, k=k)), ReferencePath().select(x, w.E, w.b_enc, Rule(kind, k=k))
+    )  # type: ignore[arg-type]
 
 
 def test_of_exact_ties_the_lower_latent_wins_then_the_lower_token(path: Any) -> None:
@@ -119,7 +130,9 @@ def test_tokens_that_are_not_numbers_are_refused(path: Any) -> None:
 
 @pytest.mark.parametrize("bounds", [(1.0,), (0.1, 0.5, 1.0)])
 @pytest.mark.parametrize(("n", "d", "m"), SIZES)
-def test_decoding_equals_the_reference(path: Any, threads: int, n: int, d: int, m: int, bounds: tuple[float, ...]) -> None:
+def test_decoding_equals_the_reference(
+    path: Any, threads: int, n: int, d: int, m: int, bounds: tuple[float, ...]
+) -> None:
     x, w = problem(n, d, m)
     ends = tuple(max(1, int(b * m)) for b in bounds)
     codes = ReferencePath().select(x, w.E, w.b_enc, rule_of("relu", m))
@@ -129,7 +142,9 @@ def test_decoding_equals_the_reference(path: Any, threads: int, n: int, d: int, 
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("kind", RULES)
 @pytest.mark.parametrize(("n", "d", "m"), SIZES)
-def test_an_update_equals_the_reference(path: Any, threads: int, kind: str, n: int, d: int, m: int, normalise: bool) -> None:
+def test_an_update_equals_the_reference(
+    path: Any, threads: int, kind: str, n: int, d: int, m: int, normalise: bool
+) -> None:
     """Two groups, a term over a subset, an L1 weight, and gradients computed elsewhere, all at once."""
     x, w = problem(n, d, m)
     g = torch.Generator().manual_seed(9)
@@ -149,7 +164,9 @@ def test_an_update_equals_the_reference(path: Any, threads: int, kind: str, n: i
     for name, value in vars(a).items():
         ref = getattr(b, name)
         assert float((value - ref).abs().max()) <= 1e-4 * max(float(ref.abs().max()), 1e-6), name
-    assert_same_codes(path.select(x, a.E, a.b_enc, rule_of(kind, m)), reference.select(x, a.E, a.b_enc, rule_of(kind, m)))
+    assert_same_codes(
+        path.select(x, a.E, a.b_enc, rule_of(kind, m)), reference.select(x, a.E, a.b_enc, rule_of(kind, m))
+    )
 
 
 def test_no_codes_at_all_still_move_the_moments(path: Any) -> None:
@@ -167,7 +184,9 @@ def test_a_changed_matrix_is_not_taken_for_the_former_one(path: Any) -> None:
     x, w = problem(40, 12, 50)
     path.select(x, w.E, w.b_enc, Rule("topk", k=3))
     w.E[:] = w.E.flip(0)
-    assert_same_codes(path.select(x, w.E, w.b_enc, Rule("topk", k=3)), ReferencePath().select(x, w.E, w.b_enc, Rule("topk", k=3)))
+    assert_same_codes(
+        path.select(x, w.E, w.b_enc, Rule("topk", k=3)), ReferencePath().select(x, w.E, w.b_enc, Rule("topk", k=3))
+    )
 
 
 def test_the_same_step_gives_the_same_bits_whatever_the_threads() -> None:
@@ -233,7 +252,9 @@ def test_two_processes_that_want_the_library_at_once_build_it_once(tmp_path: Pat
     if native_library() is None:
         pytest.skip("no compiler, or no 8-bit products, on this machine")
     env = {**os.environ, "CYTOSAE_CACHE": str(tmp_path)}
-    processes = [subprocess.Popen([sys.executable, "-c", SCRIPT], env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT], env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
     assert [p.communicate()[0].strip() for p in processes] == ["native-int8"] * 3
     built = list((tmp_path / "native").glob("*"))
     assert len([p for p in built if p.suffix == ".so"]) == 1

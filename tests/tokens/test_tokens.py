@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 import torch
 
 from cytosae import CytosaeError, TokenStore, extract_tokens
-from cytosae.cells import Cells, build_cells, bundled_path, select
+from cytosae.cells import Cells, select
 from cytosae.tokens import TokenOrder, load_images
 from stand_in import PatchColours
 
@@ -34,29 +32,6 @@ def test_a_second_run_computes_nothing(few_cells: Cells, tmp_path: Path) -> None
     before = backbone.n_calls
     extract_tokens(few_cells, backbone, tmp_path / "t")  # type: ignore[arg-type]
     assert backbone.n_calls == before
-
-
-def test_an_extraction_killed_in_the_middle_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    code = (
-        "import sys, os, signal; sys.path.insert(0, sys.argv[3]); from pathlib import Path\n"
-        "from stand_in import PatchColours; from cytosae.cells import read_cells; from cytosae import extract_tokens\n"
-        "class Dies(PatchColours):\n"
-        "    def tokens(self, images, layer=-2):\n"
-        "        if self.n_calls == 40: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return super().tokens(images, layer)\n"
-        "extract_tokens(read_cells(sys.argv[1]), Dies(), Path(sys.argv[2]))\n"
-    )
-    cells = build_cells(bundled_path(), tmp_path / "cells.parquet")
-    arguments = [str(tmp_path / "cells.parquet"), str(tmp_path / "t"), str(Path(__file__).parents[1])]
-    assert subprocess.run([sys.executable, "-c", code, *arguments], check=False).returncode == -9
-    left = list(tmp_path.glob(".t.*.partial/tokens-*.bin"))
-    assert len(left) == 2, "two whole shards of 256 cells"
-    assert not (tmp_path / "t").exists()
-    backbone = PatchColours()
-    resumed = extract_tokens(cells, backbone, tmp_path / "t")  # type: ignore[arg-type]
-    assert backbone.n_calls == -(-(len(cells) - 512) // 16), "only the missing shards"
-    whole = extract_tokens(cells, PatchColours(), tmp_path / "whole")  # type: ignore[arg-type]
-    assert resumed.hash == whole.hash
 
 
 def test_a_value_that_does_not_fit_is_refused_not_turned_into_infinity(few_cells: Cells, tmp_path: Path) -> None:

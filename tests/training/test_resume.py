@@ -74,8 +74,20 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def killed_runs(table: Path, out: Path, offsets: list[int], which: int, *settings: str) -> None:
     out.mkdir()
-    command = [sys.executable, "-c", KILLER, str(table), str(out), ",".join(map(str, offsets)), str(which), *SETTINGS, *settings]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        KILLER,
+        str(table),
+        str(out),
+        ",".join(map(str, offsets)),
+        str(which),
+        *SETTINGS,
+        *settings,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     for number in range(len(offsets)):
         for name in FILES:
@@ -91,7 +103,9 @@ def test_killed_at_twenty_places_of_writing_a_checkpoint(table: Path, tmp_path: 
 
 @pytest.mark.parametrize("k", [1, 7])
 def test_killed_after_auxk_has_fired(table: Path, tmp_path: Path, k: int) -> None:
-    killed_runs(table, tmp_path / "runs", [0, 500], 3, f"k={k}", "presentations=60000", "dead_after=128", "expansion=16")
+    killed_runs(
+        table, tmp_path / "runs", [0, 500], 3, f"k={k}", "presentations=60000", "dead_after=128", "expansion=16"
+    )
     lines = [json.loads(line) for line in (tmp_path / "runs" / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert any("aux" in line for line in lines if line["step"] < 300), "the auxiliary loss was at work before the kill"
 
@@ -107,7 +121,9 @@ def test_other_kinds_resume_too(table: Path, tmp_path: Path, recipe: str, settin
     out.mkdir()
     own = SETTINGS if recipe == "small" else ("expansion=4", "products=float32")
     command = [sys.executable, "-c", script, str(table), str(out), "50", "1", *own, *settings]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     for name in FILES:
         assert (out / "whole" / name).read_bytes() == (out / "killed-0" / name).read_bytes(), name
@@ -115,7 +131,18 @@ def test_other_kinds_resume_too(table: Path, tmp_path: Path, recipe: str, settin
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_told_to_stop_it_saves_the_step_it_is_at(table: Path, tmp_path: Path, number: int, status: int) -> None:
-    common = ["fit", str(table / "tokens"), "--recipe", "small", "--threads", "1", "--heldout", "split=test", "--heldout", "dataset=acevedo_pbc"]
+    common = [
+        "fit",
+        str(table / "tokens"),
+        "--recipe",
+        "small",
+        "--threads",
+        "1",
+        "--heldout",
+        "split=test",
+        "--heldout",
+        "dataset=acevedo_pbc",
+    ]
     for setting in (*SETTINGS, "k=2", "presentations=400000"):
         common += ["--set", setting]
     command = [sys.executable, "-m", "cytosae", *common, "--out"]

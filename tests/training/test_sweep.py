@@ -47,10 +47,14 @@ def test_a_sweep_gives_one_table_one_plot_and_whole_dictionaries(table: Path, sw
     assert float(rows[0]["fvu"]) > float(rows[-1]["fvu"])
     page = (table / "sweep" / "sweep.html").read_text()
     assert page.count("<svg") == 1
-    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
 
 
-def test_a_member_of_a_sweep_is_the_dictionary_that_training_it_alone_gives(table: Path, swept: Any, tmp_path: Path) -> None:
+def test_a_member_of_a_sweep_is_the_dictionary_that_training_it_alone_gives(
+    table: Path, swept: Any, tmp_path: Path
+) -> None:
     store, cells = TokenStore(table / "tokens"), read_cells(table / "cells.parquet")
     before = torch.get_num_threads()
     torch.set_num_threads(1)

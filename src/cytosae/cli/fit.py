@@ -40,7 +40,9 @@ from cytosae.cli._common import done, find_cells, verb
     metavar="COLUMN=VALUE",
     help="Cells for the final metrics. [default: those of the same data sets that are not trained on]",
 )
-@click.option("--tensorboard", type=click.Path(path_type=Path), help="Also write TensorBoard event files below this folder.")
+@click.option(
+    "--tensorboard", type=click.Path(path_type=Path), help="Also write TensorBoard event files below this folder."
+)
 def command(
     tokens: Path, cells: Path | None, recipe: str, settings: tuple[str, ...], sweeps: tuple[str, ...], where: tuple[str, ...],
     heldout: tuple[str, ...], tensorboard: Path | None, out: Path, device: str, seed: int,
@@ -96,7 +98,9 @@ def _members(chosen: Any, sweeps: Sequence[str], out: Path, seed: int) -> list[A
         if not sign or not parts:
             raise UsageError(f"--sweep {sweep!r} is not of the form key=value,value.")
         if key in SHARED:
-            raise UsageError(f"--sweep cannot vary {key}, which all dictionaries of one pass share; use --set {key}=...")
+            raise UsageError(
+                f"--sweep cannot vary {key}, which all dictionaries of one pass share; use --set {key}=..."
+            )
         if key in keys or len(set(parts)) < len(parts):
             raise UsageError(f"--sweep {sweep}: {key} is given twice; name every value once.")
         keys.append(key)

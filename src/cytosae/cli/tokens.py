@@ -26,6 +26,10 @@ from cytosae.cli._common import done, precision, verb, where_option
               help="Of the forward pass; auto takes bfloat16 where the processor multiplies in it.")  # fmt: skip
 @click.option("--store", type=click.Choice(["float16", "bfloat16", "float32"]), default="float16", show_default=True,
               help="Type in which tokens are kept.")  # fmt: skip
+@click.option("--keep", default="all", show_default=True, metavar="KINDS",
+              help="Kinds of token to keep: all, or class, register and patch joined by +.")  # fmt: skip
+@click.option("--patches", type=click.IntRange(1), help="Keep so many random patches of each cell, chosen by --seed; "
+              "enough to train on, too few for maps.")  # fmt: skip
 @where_option
 def command(
     cells: Path,
@@ -36,6 +40,8 @@ def command(
     layer: int,
     wanted: str,
     store: str,
+    keep: str,
+    patches: int | None,
     where: tuple[str, ...],
     out: Path,
     device: str,
@@ -47,8 +53,9 @@ def command(
     """
     from cytosae.backbones import load_backbone
     from cytosae.cells import read_cells
-    from cytosae.tokens import extract_tokens
+    from cytosae.tokens import extract_tokens, parse_keep
 
+    kinds = parse_keep(keep)
     table = read_cells(cells)
     network = load_backbone(
         backbone,
@@ -58,7 +65,9 @@ def command(
         heads=heads,
         image_size=image_size,
     )
-    tokens = extract_tokens(table, network, out, layer=layer, store=store, where=where)
+    tokens = extract_tokens(
+        table, network, out, layer=layer, store=store, where=where, keep=kinds, patches=patches, seed=seed
+    )
     left = f"; {table.n_quarantined} quarantined cells have none" if table.n_quarantined else ""
     done(
         f"Wrote {out}: tokens of {tokens.n_rows:,} cells, {tokens.n_tokens} x {tokens.d_in} each, {tokens.dtype}{left}."

@@ -128,7 +128,9 @@ def _histogram(histogram: dict[str, list[float]]) -> markupsafe.Markup:
     counts, lower = histogram["n_latents"], histogram["from"]
     figure, (axis,) = _figure(8, 3.0, 1)
     axis.bar(range(len(counts)), counts, width=0.9, color=[_COLOURS[1], *[_COLOURS[0]] * (len(counts) - 1)])
-    axis.set_xticks(range(len(counts)), ["never", *(f"{v:.0e}" if v < 0.01 else f"{v:.2f}" for v in lower[1:])], rotation=45)
+    axis.set_xticks(
+        range(len(counts)), ["never", *(f"{v:.0e}" if v < 0.01 else f"{v:.2f}" for v in lower[1:])], rotation=45
+    )
     axis.set(ylabel="latents", xlabel="share of tokens, from")
     return _svg(figure)
 

@@ -50,7 +50,5 @@ def load_sae(folder: Path | str, *, device: str = "cpu") -> SparseAutoencoder:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CytosaeError(f"{folder} is not a whole SAE ({type(error).__name__}: {error}); train it again.") from error
     threshold = tensors.get("threshold")
-    sae = SparseAutoencoder(
-        **weights, activation=activation, threshold=threshold, k=k, info=info, hash=manifest.hash
-    )
+    sae = SparseAutoencoder(**weights, activation=activation, threshold=threshold, k=k, info=info, hash=manifest.hash)
     return sae.to(device) if torch.device(device).type != "cpu" else sae

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from cytosae._progress import Meter, say
 from cytosae.backbones import Backbone
 from cytosae.cells import Cells, ImageReader, UnreadableImageError, decode_image, select
 from cytosae.storage import commit_file, commit_folder, same_work, write_table
-from cytosae.tokens._store import KIND, STORED, TORCH, TokenStore
+from cytosae.tokens._kinds import KINDS, Kept
+from cytosae.tokens._store import KIND, STORED, TORCH, VERSION, TokenStore
 
 #: Images a forward pass; the last batch is padded to it, so that a cell's tokens do not depend on how many follow.
 BATCH = 16
-#: Cells a shard.
+#: Cells a shard; a multiple of BATCH.
 SHARD = 256
 
 
@@ -34,6 +37,9 @@ def extract_tokens(
     layer: int = -2,
     store: str = "float16",
     where: Sequence[str] = (),
+    keep: Sequence[str] = KINDS,
+    patches: int | None = None,
+    seed: int = 0,
 ) -> TokenStore:
     """Run a backbone over the usable cells of a table and keep the tokens of one block.
 
@@ -51,16 +57,23 @@ def extract_tokens(
         ``float16``, ``bfloat16`` or ``float32``.
     where
         Conditions ``column=value`` that choose cells.
+    keep
+        Kinds of token to keep: ``class``, ``register``, ``patch``.
+    patches
+        Keep that many random patches of each cell instead of all; which ones depends on `seed` and the cell_id alone.
+    seed
+        Of that choice.
 
     Raises
     ------
     CytosaeError
-        An image changed, tokens that are not numbers, or too large for float16.
+        An image changed, tokens that are not numbers, or too large for float16, or the disk is (or would become) full.
     """
     out = Path(out)
     if store not in STORED:
         raise UsageError(f"There is no stored type {store!r}; use {', '.join(STORED)}.")
     backbone.block_number(layer)
+    kept = Kept.of(backbone.token_kinds, keep, patches, seed, backbone.name)
     frame = select(cells, where)
     inputs = {"cells": cells.hash, "backbone": backbone.weights_sha256}
     config = {
@@ -73,19 +86,21 @@ def extract_tokens(
         "batch": BATCH,
         "threads": torch.get_num_threads(),
         **({"backbone_options": backbone.options} if backbone.options else {}),
+        **kept.config,
     }
     if same_work(out, KIND, inputs, config):
         say(f"tokens: {out} is there already")
         return TokenStore(out)
-    with commit_folder(out, kind=KIND, version=1, inputs=inputs, config=config, resume=True) as (folder, extra):
-        top = _write_shards(frame, cells.root, backbone, layer, store, folder)
-        ids = pa.array(frame["cell_id"].to_numpy(), pa.int64())
-        write_table(folder / "rows.parquet", pa.table({"cell_id": ids}), kind="token rows", version=1, atomic=False)
+    version = 1 if kept.whole else VERSION
+    with commit_folder(out, kind=KIND, version=version, inputs=inputs, config=config, resume=True) as (folder, extra):
+        top = _write_shards(frame, cells.root, backbone, layer, store, kept, folder)
+        rows = kept.rows(frame["cell_id"].to_numpy(np.int64))
+        write_table(folder / "rows.parquet", pa.table(rows), kind="token rows", version=version, atomic=False)
         extra |= {
             "n_rows": len(frame),
-            "n_tokens": backbone.n_tokens,
-            "n_prefix": backbone.n_prefix,
-            "token_kinds": backbone.token_kinds,
+            "n_tokens": len(kept.kinds),
+            "n_prefix": kept.n_prefix,
+            "token_kinds": kept.kinds,
             "grid": list(backbone.grid),
             "d_in": backbone.d_in,
             "dtype": store,
@@ -125,25 +140,54 @@ def encode_images(frame: pd.DataFrame, root: str, backbone: Backbone, layer: int
             yield backbone.tokens(images, layer)[: len(part)]
 
 
-def _write_shards(frame: pd.DataFrame, root: str, backbone: Backbone, layer: int, store: str, folder: Path) -> float:
-    """Write the shards that are missing; give the largest absolute value of all."""
+def _write_shards(
+    frame: pd.DataFrame, root: str, backbone: Backbone, layer: int, store: str, kept: Kept, folder: Path
+) -> float:
+    """Write the shards that are missing; give the largest absolute value of all, as stored."""
     top = 0.0
-    with Meter(len(frame), "tokens", "cells") as meter:
-        for number, start in enumerate(range(0, len(frame), SHARD)):
-            part, path = frame.iloc[start : start + SHARD], folder / f"tokens-{number:05d}.bin"
-            if path.exists():  # whole, since it was renamed into place
+    ids = frame["cell_id"].to_numpy(np.int64)
+    paths = {start: folder / f"tokens-{start // SHARD:05d}.bin" for start in range(0, len(frame), SHARD)}
+    missing = [start for start, path in paths.items() if not path.exists()]  # what is there is whole: it was renamed
+    left = np.concatenate([np.arange(s, min(s + SHARD, len(frame))) for s in missing] or [np.empty(0, np.int64)])
+    _check_room(folder, len(left) * len(kept.kinds) * backbone.d_in * STORED[store].itemsize)
+    # shards hold whole batches, so one pipeline runs through all that are missing
+    stream = encode_images(frame.iloc[left], root, backbone, layer)
+    with Meter(len(frame), "tokens", "cells") as meter, ThreadPoolExecutor(1) as pool:
+        flushed: Future[None] = pool.submit(lambda: None)
+        for start, path in paths.items():
+            n = min(SHARD, len(frame) - start)
+            if start not in missing:
                 top = max(top, _largest(path, store))
-                meter.add(len(part))
+                meter.add(n)
                 continue
-            with commit_file(path) as temporary, temporary.open("wb") as file:
-                for tokens in encode_images(part, root, backbone, layer):
-                    top = max(top, _check(tokens, store))
-                    file.write(_bytes(tokens, store))
-                    meter.add(len(tokens))
+            with ExitStack() as stack:
+                temporary = stack.enter_context(commit_file(path))
+                with temporary.open("wb") as file:
+                    for first in range(start, start + n, BATCH):
+                        tokens = kept.of_cells(next(stream), ids[first : min(first + BATCH, start + n)])
+                        _check(tokens, store)
+                        stored = tokens.to("cpu", TORCH[store]).contiguous()
+                        top = max(top, float(stored.float().abs().max()))
+                        file.write(_bytes(stored, store))
+                        meter.add(len(tokens))
+                flushed.result()
+                # flushing to the disk and renaming go on beside the next shard's forward pass
+                flushed = pool.submit(stack.pop_all().close)
+        flushed.result()
     return top
 
 
-def _check(tokens: torch.Tensor, store: str) -> float:
+def _check_room(folder: Path, needed: int) -> None:
+    """Refuse at the start what would fill the disk at the end."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CytosaeError(
+            f"The tokens still to be written take {needed / 1e9:.2f} GB, but {folder.parent} has {free / 1e9:.2f} GB free; "
+            "free some space, or keep less of each cell (--keep, --patches, --store float16)."
+        )
+
+
+def _check(tokens: torch.Tensor, store: str) -> None:
     top = float(tokens.abs().max())
     if not np.isfinite(top):
         raise CytosaeError(
@@ -151,11 +195,9 @@ def _check(tokens: torch.Tensor, store: str) -> float:
         )
     if top > torch.finfo(TORCH[store]).max:
         raise CytosaeError(f"A token value of {top:.3g} does not fit {store}; use --store bfloat16 or --store float32.")
-    return top
 
 
-def _bytes(tokens: torch.Tensor, store: str) -> Any:
-    stored = tokens.to("cpu", TORCH[store]).contiguous()
+def _bytes(stored: torch.Tensor, store: str) -> Any:
     array = stored.view(torch.int16).numpy() if store == "bfloat16" else stored.numpy()
     return array.astype(STORED[store], copy=False).tobytes()
 

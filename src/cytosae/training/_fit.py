@@ -133,7 +133,9 @@ def fit_many(
         stack.enter_context(_threads(threads))
         stream = _stream(store, cells, where, train_rows, first, seed)
         n_steps = max(1, first.presentations // stream.batch)
-        facts = TokenFacts.of(stream.sample(SAMPLE, seed), stream.cells_at(0) if isinstance(stream, CellStream) else None)
+        facts = TokenFacts.of(
+            stream.sample(SAMPLE, seed), stream.cells_at(0) if isinstance(stream, CellStream) else None
+        )
         trainers = [Trainer(m.recipe, m.seed, facts, path, n_steps, device) for m, path in open_members]
         names = [m.out.name for m, _ in open_members]
         train(trainers, stream, [folder for folder, _ in folders], n_steps, names=names, log=log)
@@ -153,7 +155,12 @@ def fit_many(
 
 
 def train(
-    trainers: Sequence[Trainer], stream: Stream, folders: Sequence[Path], n_steps: int, *, names: Sequence[str] = (),
+    trainers: Sequence[Trainer],
+    stream: Stream,
+    folders: Sequence[Path],
+    n_steps: int,
+    *,
+    names: Sequence[str] = (),
     log: Log | None = None,
 ) -> None:
     """The loop: every dictionary takes the same tokens, step by step, from the last checkpoint that all have.
@@ -172,7 +179,9 @@ def train(
     common = set(readable_steps(folders[0])).intersection(*(readable_steps(f) for f in folders[1:]))
     first = max(common, default=0)
     with ExitStack() as stack:
-        files = [stack.enter_context((f / "metrics.jsonl").open("r+" if first else "w", encoding="utf-8")) for f in folders]
+        files = [
+            stack.enter_context((f / "metrics.jsonl").open("r+" if first else "w", encoding="utf-8")) for f in folders
+        ]
         for trainer, folder, file in zip(trainers, folders, files, strict=True):
             if first:
                 load_checkpoint(folder, first, trainer.state())

@@ -32,7 +32,9 @@ class CellStream:
         Kind of token.
     """
 
-    def __init__(self, store: TokenStore, rows: npt.NDArray[np.int64], cells_per_step: int, seed: int, kind: str) -> None:
+    def __init__(
+        self, store: TokenStore, rows: npt.NDArray[np.int64], cells_per_step: int, seed: int, kind: str
+    ) -> None:
         self._store, self._rows, self._kind = store, rows, kind
         self._order = TokenOrder(len(rows), cells_per_step, seed)
         self.batch = self._order.batch

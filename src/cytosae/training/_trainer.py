@@ -11,8 +11,21 @@ import torch
 from cytosae._errors import CytosaeError
 from cytosae.sae import SparseAutoencoder
 from cytosae.sae.models import (
-    AuxK, BatchTopK, Error, JumpRelu, Matryoshka, Model, ReluL1, TopK, auxiliary_term, geometric_median,
-    ghost_gradients, group_bounds, published_start, resample, start_rows,
+    AuxK,
+    BatchTopK,
+    Error,
+    JumpRelu,
+    Matryoshka,
+    Model,
+    ReluL1,
+    TopK,
+    auxiliary_term,
+    geometric_median,
+    ghost_gradients,
+    group_bounds,
+    published_start,
+    resample,
+    start_rows,
 )  # fmt: skip
 from cytosae.sae.ops import AdamStep, Path, Term, Weights
 from cytosae.training._calibrate import calibrate_threshold
@@ -96,11 +109,7 @@ class Trainer:
         if recipe.bias == "geometric-median":
             points = facts.first if facts.first is not None else facts.sample[:, None]
             self.b_dec.copy_((geometric_median(points).to(device) - self.shift) * self.scale)
-        self.weights = Weights(
-            E.to(device), D.to(device), torch.zeros(n, device=device),
-            *(torch.zeros_like(t, device=device) for t in (E, E, D, D)),
-            torch.zeros(n, device=device), torch.zeros(n, device=device),
-        )  # fmt: skip
+        self.weights = Weights.start(E.to(device), D.to(device))
         self.b_dec_avg, self.b_dec_square = torch.zeros_like(self.b_dec), torch.zeros_like(self.b_dec)
         self.model = _model(recipe, n, device)
         self.silent = torch.zeros(n, dtype=torch.int64, device=device)  # tokens, or steps, since a latent last fired
@@ -179,7 +188,9 @@ class Trainer:
 
     def is_finite(self) -> bool:
         """Whether the weights are numbers: others are not worth a checkpoint."""
-        return all(bool(torch.isfinite(t).all()) for t in (self.weights.E, self.weights.D, self.weights.b_enc, self.b_dec))
+        return all(
+            bool(torch.isfinite(t).all()) for t in (self.weights.E, self.weights.D, self.weights.b_enc, self.b_dec)
+        )
 
     def finish(self, sample: torch.Tensor) -> tuple[SparseAutoencoder, dict[str, Any]]:
         """The dictionary in the tokens' own units, its threshold calibrated on `sample` [m, d_in], and a summary."""
@@ -203,7 +214,9 @@ def _model(r: Recipe, n: int, device: str) -> Model:
     if r.model == "relu-l1":
         return ReluL1(n, l1=r.l1)
     if r.model == "jumprelu":
-        return JumpRelu(n, k=r.k, sparsity=r.sparsity, bandwidth=r.bandwidth, start=max(r.bandwidth, 0.5), device=device)
+        return JumpRelu(
+            n, k=r.k, sparsity=r.sparsity, bandwidth=r.bandwidth, start=max(r.bandwidth, 0.5), device=device
+        )
     if r.model == "matryoshka":
         return Matryoshka(n, k=r.k, bounds=group_bounds(n, r.levels))
     return (TopK if r.model == "topk" else BatchTopK)(n, k=r.k)

@@ -31,7 +31,7 @@ class Error:
     def weight(self, x: torch.Tensor) -> torch.Tensor:
         """Weight of each token: float32 [n, 1]."""
         if self.kind == "norm":
-            return 1.0 / (x.norm(dim=1, keepdim=True) * x.numel())
+            return torch.reciprocal(x.norm(dim=1, keepdim=True) * x.numel())
         return torch.full((len(x), 1), 1.0 / (len(x) * self.variance), device=x.device)
 
 

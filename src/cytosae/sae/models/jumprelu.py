@@ -23,6 +23,7 @@ class JumpRelu(Model):
     activation = "threshold"
 
     def __init__(self, n_latents: int, *, k: int, sparsity: float, bandwidth: float, start: float, device: str) -> None:
+        """All thresholds begin at `start`."""
         super().__init__(n_latents, k=k)
         self.sparsity, self.bandwidth = sparsity, bandwidth
         self.log_threshold = torch.full((n_latents,), float(start), device=device).log_()

@@ -103,6 +103,13 @@ class Weights:
     b_avg: torch.Tensor
     b_square: torch.Tensor
 
+    @classmethod
+    def start(cls, E: torch.Tensor, D: torch.Tensor) -> Weights:
+        """Weights before the first step: no encoder bias, no moments."""
+        big = [torch.zeros_like(E) for _ in range(4)]
+        b_enc, b_avg, b_square = (torch.zeros(len(E), device=E.device) for _ in range(3))
+        return cls(E, D, b_enc, big[0], big[1], big[2], big[3], b_avg, b_square)
+
 
 @dataclass(frozen=True)
 class AdamStep:

@@ -246,7 +246,8 @@ def products(a: torch.Tensor, b: torch.Tensor, row_start: torch.Tensor, column: 
         warnings.filterwarnings("ignore", message=".*beta state.*")
         zero = torch.zeros(len(column), device=a.device)
         pattern = torch.sparse_csr_tensor(row_start, column, zero, (len(a), len(b)), check_invariants=False)
-        return torch.sparse.sampled_addmm(pattern, a, b.T, beta=0.0).values()
+        found: torch.Tensor = torch.sparse.sampled_addmm(pattern, a, b.T, beta=0.0).values()
+        return found
 
 
 def _weighted_rows(row: torch.Tensor, table: torch.Tensor, start: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

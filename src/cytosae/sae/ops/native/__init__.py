@@ -111,7 +111,8 @@ class NativePath:
         w, x = weights, _floats(x)
         m, d = w.E.shape
         parts = [_Arrays(term) for term in terms]
-        position, rows = None, (None, None, None)
+        position: torch.Tensor | None = None
+        rows: tuple[torch.Tensor | None, ...] = (None, None, None)
         if extra is not None:
             position = torch.full((m,), -1, dtype=torch.int64)
             position[extra.latents] = torch.arange(len(extra.latents))
