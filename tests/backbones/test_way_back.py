@@ -13,8 +13,7 @@ import torch
 from cytosae import CytosaeError, extract_tokens
 from cytosae.backbones import load_backbone
 from cytosae.cells import Cells
-from cytosae.concepts import backbone_of
-from cytosae.concepts._pass import check_tokens
+from cytosae.concepts import backbone_of, check_tokens
 
 
 @pytest.fixture

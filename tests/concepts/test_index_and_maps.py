@@ -15,14 +15,6 @@ from stand_in import PatchColours
 
 
 @pytest.fixture
-def colours() -> SparseAutoencoder:
-    """Three concepts of the stand-in's tokens: how red, how green, how blue a patch is above one half."""
-    W = torch.zeros(8, 3)
-    W[0, 0] = W[1, 1] = W[2, 2] = 1
-    return SparseAutoencoder(W, torch.full((3,), -0.5), W.T.contiguous(), torch.zeros(8), hash="colours")
-
-
-@pytest.fixture
 def store(few_cells: Cells, tmp_path: Path) -> TokenStore:
     return extract_tokens(few_cells, PatchColours(), tmp_path / "t", store="float32")  # type: ignore[arg-type]
 

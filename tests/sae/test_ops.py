@@ -15,6 +15,7 @@ import torch
 
 from cytosae import CytosaeError
 from cytosae.sae.ops import AdamStep, Codes, RowGradients, Rule, Term, Weights, choose
+from cytosae.sae.ops.dense import DenseCodes
 from cytosae.sae.ops.native import NativePath, native_library
 from cytosae.sae.ops.portable import PortablePath
 from cytosae.sae.ops.reference import ReferencePath
@@ -167,6 +168,36 @@ def test_an_update_equals_the_reference(
     assert_same_codes(
         path.select(x, a.E, a.b_enc, rule_of(kind, m)), reference.select(x, a.E, a.b_enc, rule_of(kind, m))
     )
+
+
+def test_a_small_gradient_moves_a_weight_by_less_than_the_learning_rate(path: Any) -> None:
+    """Adam's epsilon: without it, a gradient of 1e-11 would move a weight as far as one of 1."""
+    w = Weights.start(torch.ones(4, 3), torch.eye(4, 3))
+    codes = Codes(torch.tensor([0, 1]), torch.tensor([2], dtype=torch.int32), torch.tensor([1.0]), 4)
+    path.update(w, torch.ones(1, 3), [Term(codes, torch.full((1, 1, 3), 1e-11), (4,))], AdamStep(1, 0.1), normalise=False)
+    assert 0 < float((w.E - 1).abs().max()) < 0.01
+
+
+def test_a_relu_dictionary_is_dense_at_first_and_sparse_later() -> None:
+    """The dense way equals the reference in float32, and the switch is a function of the batch alone."""
+    x, w = problem(193, 24, 64)
+    path = choose("cpu", 24, 64, products="float32", dense_start=True)
+    reference = ReferencePath()
+    for bias, kind in ((0.3, DenseCodes), (-12.0, Codes)):
+        w.b_enc[:] = bias
+        codes, want = path.select(x, w.E, w.b_enc, Rule("relu")), reference.select(x, w.E, w.b_enc, Rule("relu"))
+        assert type(codes) is kind
+        assert torch.allclose(codes.dense(), want.dense(), atol=1e-5)
+        assert (codes.n_codes, codes.fired().tolist()) == (want.n_codes, want.fired().tolist())
+        assert codes.total() == pytest.approx(want.total(), rel=1e-5)
+        assert torch.allclose(path.decode(codes, w.D, (64,)), reference.decode(want, w.D, (64,)), atol=1e-4)
+        g_y, a, b = torch.randn(1, 193, 24, generator=torch.Generator().manual_seed(1)), copy_of(w), copy_of(w)
+        got = path.update(a, x, [Term(codes, g_y, (64,), 0.1)], AdamStep(2, 0.01), normalise=True)
+        carry = reference.update(b, x, [Term(want, g_y, (64,), 0.1)], AdamStep(2, 0.01), normalise=True)
+        assert torch.allclose(got, carry, atol=1e-3)
+        assert all(torch.allclose(value, getattr(b, name), atol=1e-4) for name, value in vars(a).items())
+        low = choose("cpu", 24, 64, products="bfloat16", dense_start=True)
+        assert torch.allclose(low.select(x, w.E, w.b_enc, Rule("relu")).dense(), want.dense(), atol=0.15)
 
 
 def test_no_codes_at_all_still_move_the_moments(path: Any) -> None:

@@ -34,7 +34,7 @@ def command(source: Path | None, recipe: str, settings: tuple[str, ...], out: Pa
     from cytosae.cells import build_cells, bundled_path
     from cytosae.concepts import index_concepts
     from cytosae.patients import ClassifyConfig, DifferentialConfig, simulate_cohort, write_patients
-    from cytosae.reports import write_report
+    from cytosae.reports import write_fit_page, write_report
     from cytosae.tokens import extract_tokens
     from cytosae.training import fit, override
 
@@ -44,6 +44,7 @@ def command(source: Path | None, recipe: str, settings: tuple[str, ...], out: Pa
     backbone = load_backbone("dinov2-s", precision=precision("auto", device), device=device)
     store = extract_tokens(cells, backbone, out / "tokens")
     sae = fit(store, cells, chosen, out / "sae", seed=seed, where=TRAIN, heldout=HELDOUT, device=device)
+    write_fit_page(out / "sae", sae)
     for name, where in (("index", HELDOUT), ("index-train", TRAIN), ("index-marrow", MARROW)):
         index_concepts(cells, sae, out / name, store=store, where=where, cells_matrix=True, device=device)
     try:

@@ -8,6 +8,7 @@ import click
 
 from cytosae._errors import UsageError, nearest
 from cytosae.cli._common import done, verb
+from cytosae.cli.import_statistics import command as statistics
 
 
 class _Import(click.Group):
@@ -74,3 +75,4 @@ def sae(
 
 
 command.add_command(sae)
+command.add_command(statistics)

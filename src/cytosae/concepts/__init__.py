@@ -1,26 +1,65 @@
 """Concepts: what can be said of every latent over a set of cells, and where in an image it sits."""
 
+from cytosae.concepts._atlas import make_atlas
 from cytosae.concepts._cells_by_concepts import CellsByConcepts, read_cells_by_concepts
+from cytosae.concepts._compare import agreement, compare_indices, draw_comparison, relative_entropy
+from cytosae.concepts._draw import draw_maps, spread_map
+from cytosae.concepts._entropy import N_JUDGED, label_entropy
 from cytosae.concepts._explain import Explanation, explain, rank_concepts
 from cytosae.concepts._index import KIND, VERSION, ConceptIndex
-from cytosae.concepts._maps import concept_map, concept_maps, patch_box
-from cytosae.concepts._pass import backbone_of, index_concepts
-from cytosae.concepts._statistics import ConceptStatistics, label_entropy
+from cytosae.concepts._landscape import active_jaccard, draw_landscape, landscape_numbers
+from cytosae.concepts._maps import (
+    class_token_codes,
+    concept_map,
+    concept_maps,
+    concepts_within,
+    patch_box,
+    region_shares,
+)
+from cytosae.concepts._merge import merge_indices
+from cytosae.concepts._names import name_concept, named_concepts, read_names
+from cytosae.concepts._pass import index_concepts
+from cytosae.concepts._released import import_statistics, infer_n_cells
+from cytosae.concepts._statistics import ConceptStatistics
+from cytosae.concepts._stream import backbone_of, check_tokens
+from cytosae.concepts._tables import patient_barcodes
 
 __all__ = [
     "KIND",
+    "N_JUDGED",
     "VERSION",
     "CellsByConcepts",
     "ConceptIndex",
     "ConceptStatistics",
     "Explanation",
+    "active_jaccard",
+    "agreement",
     "backbone_of",
+    "check_tokens",
+    "class_token_codes",
+    "compare_indices",
     "concept_map",
     "concept_maps",
+    "concepts_within",
+    "draw_comparison",
+    "draw_landscape",
+    "draw_maps",
     "explain",
+    "import_statistics",
     "index_concepts",
+    "infer_n_cells",
     "label_entropy",
+    "landscape_numbers",
+    "make_atlas",
+    "merge_indices",
+    "name_concept",
+    "named_concepts",
     "patch_box",
+    "patient_barcodes",
     "rank_concepts",
     "read_cells_by_concepts",
+    "read_names",
+    "region_shares",
+    "relative_entropy",
+    "spread_map",
 ]

@@ -2,217 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from cytosae._errors import CytosaeError
+from cytosae.concepts import _exact
+from cytosae.concepts._exemplars import Exemplars
+from cytosae.concepts._groups import GroupCounts
+from cytosae.concepts._pool import PooledCells
 
-#: A cell's patch mean is kept as an integer multiple of this.
-SCALE = 2.0**-24
-#: Exemplars from which entropy and shares of labels are computed (as in the paper).
-N_JUDGED = 10
+#: By what cells can be grouped: columns of the table.
+GROUPINGS = ("label", "patient", "dataset")
 
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass
 class ConceptStatistics:
     """Counts, sums, maxima and exemplars of `n_latents` latents.
 
-    A cell's value for a latent is the maximum over its patches; its mean over the patches stands beside it.
-
     Attributes
     ----------
-    labels
-        Names of the labels; cells without one count for none.
+    n_latents
+        Of the dictionary.
+    groups
+        Column -> names of its groups, sorted; a cell without one counts for none.
     n_exemplars
         Cells kept a latent.
+    thresholds
+        Codes above each are counted, by token and by cell.
+    n_cells, n_tokens
+        All that were added, active or not.
+    cells_active, tokens_active
+        int64 [n_latents].
+    cells_above, tokens_above
+        int64 [n_thresholds, n_latents].
+    total
+        int64 [4, n_latents]: exact sum of the codes over all tokens (`_exact`).
+    maximum
+        float32 [n_latents]: largest value of a cell.
+    by
+        Column -> the same by groups.
+    exemplars
+        The strongest cells.
     """
 
     n_latents: int
-    labels: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     n_exemplars: int = 20
+    thresholds: tuple[float, ...] = ()
     n_cells: int = 0
     n_tokens: int = 0
     cells_active: Ints = field(init=False)
     tokens_active: Ints = field(init=False)
-    mean_sum: Ints = field(init=False)
-    maximum: Floats = field(init=False)
-    label_cells: Ints = field(init=False)
-    label_active: Ints = field(init=False)
-    values: Floats = field(init=False)
-    cell_ids: Ints = field(init=False)
-    patches: npt.NDArray[np.int32] = field(init=False)
+    cells_above: Ints = field(init=False)
+    tokens_above: Ints = field(init=False)
+    total: Ints = field(init=False)
+    maximum: npt.NDArray[np.float32] = field(init=False)
+    by: dict[str, GroupCounts] = field(init=False)
+    exemplars: Exemplars = field(init=False)
 
     def __post_init__(self) -> None:
-        n, m = self.n_latents, self.n_exemplars
-        self.cells_active = np.zeros(n, np.int64)
-        self.tokens_active = np.zeros(n, np.int64)
-        self.mean_sum = np.zeros(n, np.int64)
+        n, t = self.n_latents, len(self.thresholds)
+        self.cells_active, self.tokens_active = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self.cells_above, self.tokens_above = np.zeros((t, n), np.int64), np.zeros((t, n), np.int64)
+        self.total = _exact.zeros(n)
         self.maximum = np.zeros(n, np.float32)
-        self.label_cells = np.zeros(len(self.labels), np.int64)
-        self.label_active = np.zeros((len(self.labels), n), np.int64)
-        self.values = np.zeros((m, n), np.float32)
-        self.cell_ids = np.full((m, n), -1, np.int64)
-        self.patches = np.full((m, n), -1, np.int32)
+        self.by = {name: GroupCounts(names, n, t) for name, names in self.groups.items()}
+        self.exemplars = Exemplars(n, self.n_exemplars)
 
-    def update(
-        self,
-        cell_ids: Ints,
-        labels: Ints,
-        maximum: Floats,
-        patch: Ints,
-        mean: npt.NDArray[Any],
-        n_active: Ints,
-        tokens_a_cell: int,
-    ) -> None:
+    def update(self, cells: PooledCells, groups: Mapping[str, Ints] | None = None) -> None:
         """Add cells.
 
         Parameters
         ----------
-        cell_ids, labels
-            int64 [cells]; a label is its position in `labels`, -1 for none.
-        maximum, patch, mean, n_active
-            [cells, n_latents]: largest code over the patches, the (first) patch that has it, mean code over the patches,
-            number of patches where the code is positive.
-        tokens_a_cell
-            Patches of a cell.
+        cells
+            Their pooled codes.
+        groups
+            Column -> int64 [n_cells]: position of each cell's group in ``self.groups[column]``, -1 for none.
         """
-        active = maximum > 0
-        self.n_cells += len(cell_ids)
-        self.n_tokens += len(cell_ids) * tokens_a_cell
-        self.cells_active += active.sum(0)
-        self.tokens_active += n_active.sum(0)
-        self.mean_sum += np.rint(mean.astype(np.float64) / SCALE).astype(np.int64).sum(0)
-        self.maximum = np.maximum(self.maximum, maximum.max(0, initial=0.0))
-        for number in np.unique(labels[labels >= 0]):
-            here = labels == number
-            self.label_cells[number] += here.sum()
-            self.label_active[number] += active[here].sum(0)
-        ids = np.where(active, cell_ids[:, None], -1)
-        self._keep_best(maximum.astype(np.float32), ids, np.where(active, patch, -1).astype(np.int32))
+        self.n_cells += len(cells.cell_ids)
+        self.n_tokens += len(cells.cell_ids) * cells.n_tokens
+        self.cells_active += np.bincount(cells.latent, minlength=self.n_latents)
+        np.add.at(self.tokens_active, cells.latent, cells.n_active.astype(np.int64))
+        for row, above in enumerate(cells.above):
+            np.add.at(self.cells_above[row], cells.latent, (above > 0).astype(np.int64))
+            np.add.at(self.tokens_above[row], cells.latent, above.astype(np.int64))
+        _exact.add(self.total, cells.latent, cells.total)
+        np.maximum.at(self.maximum, cells.latent, cells.value)
+        for name, counts in self.by.items():
+            counts.update(cells, np.asarray((groups or {})[name], np.int64))
+        self.exemplars.add(cells.latent, cells.cell_ids[cells.cell], cells.value, cells.patch)
 
     def merge(self, other: ConceptStatistics) -> None:
-        """Add what another part of the cells gave.
+        """Add what other cells gave.
 
         Raises
         ------
         CytosaeError
-            Another number of latents or exemplars, or other labels.
+            Another number of latents or exemplars, other thresholds or groupings.
         """
-        if (self.n_latents, self.labels, self.n_exemplars) != (other.n_latents, other.labels, other.n_exemplars):
+        for what in ("n_latents", "n_exemplars", "thresholds"):
+            if getattr(self, what) != getattr(other, what):
+                raise CytosaeError(
+                    f"These statistics differ in {what} ({getattr(self, what)} against {getattr(other, what)}) and cannot "
+                    "be merged; make both with the same settings."
+                )
+        if set(self.by) != set(other.by):
             raise CytosaeError(
-                "These statistics differ in latents, labels or number of exemplars and cannot be merged."
+                f"These statistics are grouped by {sorted(self.by)} and by {sorted(other.by)} and cannot be merged; "
+                "make both with the same settings."
             )
         self.n_cells += other.n_cells
         self.n_tokens += other.n_tokens
-        for name in ("cells_active", "tokens_active", "mean_sum", "label_cells", "label_active"):
+        for name in ("cells_active", "tokens_active", "cells_above", "tokens_above", "total"):
             getattr(self, name).__iadd__(getattr(other, name))
+        _exact.carry(self.total)
         self.maximum = np.maximum(self.maximum, other.maximum)
-        self._keep_best(other.values, other.cell_ids, other.patches)
+        for name, counts in self.by.items():
+            counts.merge(other.by[name])
+        self.groups = {name: counts.names for name, counts in self.by.items()}
+        flat = other.exemplars.flat()
+        self.exemplars.add(flat["latent"], flat["cell_id"], flat["value"], flat["patch"])
 
-    def _keep_best(self, values: Floats, ids: Ints, patches: npt.NDArray[np.int32]) -> None:
-        """Merge candidates [c, n_latents] into the exemplars: larger value first, then the lower cell_id."""
-        columns = np.flatnonzero((values.max(0, initial=0.0) >= self.values[-1]) & (values.max(0, initial=0.0) > 0))
-        if not len(columns):
-            return
-        v = np.concatenate([self.values[:, columns], values[:, columns]])
-        i = np.concatenate([self.cell_ids[:, columns], ids[:, columns]])
-        p = np.concatenate([self.patches[:, columns], patches[:, columns]])
-        order = np.lexsort((np.where(i < 0, np.iinfo(np.int64).max, i), -v), axis=0)[: self.n_exemplars]
-        self.values[:, columns] = np.take_along_axis(v, order, 0)
-        self.cell_ids[:, columns] = np.take_along_axis(i, order, 0)
-        self.patches[:, columns] = np.take_along_axis(p, order, 0)
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything as arrays, in the one form that the same cells always have: equal statistics give equal bytes."""
+        out: dict[str, npt.NDArray[Any]] = {
+            "size": np.array([self.n_cells, self.n_tokens], np.int64),
+            "thresholds": np.asarray(self.thresholds, np.float64),
+            "total": self.total,
+            "maximum": self.maximum,
+        }
+        for name in ("cells_active", "tokens_active", "cells_above", "tokens_above"):
+            out[name] = getattr(self, name)
+        for name, counts in self.by.items():
+            counts.settle()
+            out |= {f"{name}.n_cells": counts.n_cells, f"{name}.keys": counts.keys, f"{name}.rows": counts.rows}
+        return out | {f"exemplars.{k}": v for k, v in self.exemplars.flat().items()}
 
-    def finish(self, label_of: dict[int, str | None]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        """Tables `concepts`, `exemplars`, `labels` as they stand in an index; `label_of` gives the label of a cell."""
-        n = self.n_latents
-        filled = self.cell_ids >= 0
-        names = np.empty(self.cell_ids.shape, dtype=object)
-        names[filled] = [label_of.get(int(c)) for c in self.cell_ids[filled]]
-        entropy, top, share = _judge(self.values[:N_JUDGED], names[:N_JUDGED], filled[:N_JUDGED])
-        some = self.cells_active > 0
-        mean = np.full(n, np.nan)
-        mean[some] = self.mean_sum[some] * SCALE / self.cells_active[some]
-        concepts = pd.DataFrame({
-            "latent": np.arange(n, dtype=np.int64),
-            "n_cells_active": self.cells_active,
-            "n_tokens_active": self.tokens_active,
-            "frequency": self.cells_active / max(self.n_cells, 1),
-            "mean_activation": mean,
-            "max_activation": np.where(some, self.maximum.astype(np.float64), np.nan),
-            "label_entropy": entropy,
-            "class_entropy": self._class_entropy(),
-            "top_label": pd.array(top, dtype="string"),
-            "top_label_share": share,
-            "dead": self.tokens_active < 1e-5 * self.n_tokens,
-        })  # fmt: skip
-        rank, latent = np.nonzero(filled)
-        order = np.lexsort((rank, latent))
-        rank, latent = rank[order], latent[order]
-        exemplars = pd.DataFrame({
-            "latent": latent.astype(np.int64),
-            "rank": rank.astype(np.int32),
-            "cell_id": self.cell_ids[rank, latent],
-            "value": self.values[rank, latent],
-            "patch": self.patches[rank, latent],
-        })  # fmt: skip
-        number, latent = np.nonzero(self.label_active)
-        labels = pd.DataFrame({
-            "latent": latent.astype(np.int64),
-            "label": pd.array([self.labels[i] for i in number], dtype="string"),
-            "n_cells_active": self.label_active[number, latent],
-            "n_cells": self.label_cells[number],
-        }).sort_values(["latent", "label"], ignore_index=True)  # fmt: skip
-        return concepts, exemplars, labels
-
-    def _class_entropy(self) -> npt.NDArray[np.float64]:
-        """Entropy (nats) over the labels, each weighted by the share of its own cells in which the concept is active.
-
-        The shares take the class balance out: ln(number of labels) for a concept that is as frequent in every class.
-        """
-        counted = self.label_cells > 0
-        rate = self.label_active[counted] / self.label_cells[counted][:, None]
-        total = rate.sum(0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            p = rate / total
-            entropy = -np.where(p > 0, p * np.log(p), 0.0).sum(0)
-        return np.where(total > 0, entropy, np.nan)
-
-
-def label_entropy(weights: npt.NDArray[Any], labels: Sequence[Any] | npt.NDArray[Any]) -> float:
-    """Entropy (nats) of the labels of exemplars, each weighted by its activation (section 3 of arXiv 2507.12464).
-
-    NaN where no exemplar has a label.
-    """
-    totals: dict[Any, float] = {}
-    for weight, label in zip(weights, labels, strict=True):
-        if label is not None and weight > 0:
-            totals[label] = totals.get(label, 0.0) + float(weight)
-    if not totals:
-        return float("nan")
-    p = np.array(list(totals.values())) / sum(totals.values())
-    return float(max(0.0, -(p * np.log(p)).sum()))
-
-
-def _judge(
-    values: Floats, names: npt.NDArray[Any], filled: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.float64], list[str | None], npt.NDArray[np.float64]]:
-    """Entropy, most frequent label (ties: the first by name) and its share, from each latent's exemplars."""
-    n = values.shape[1]
-    entropy, share = np.full(n, np.nan), np.full(n, np.nan)
-    top: list[str | None] = [None] * n
-    for latent in np.flatnonzero(filled[0]):
-        rows = filled[:, latent]
-        labels = [name for name in names[rows, latent] if name is not None]
-        entropy[latent] = label_entropy(values[rows, latent], names[rows, latent])
-        if labels:
-            top[latent] = min(set(labels), key=lambda name: (-labels.count(name), name))
-            share[latent] = labels.count(top[latent]) / len(labels)
-    return entropy, top, share
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, npt.NDArray[Any]], groups: Mapping[str, tuple[str, ...]], n_exemplars: int
+    ) -> ConceptStatistics:
+        """The inverse of `to_arrays`; the names of the groups and the number of exemplars are kept elsewhere."""
+        thresholds = tuple(float(v) for v in arrays["thresholds"])
+        out = cls(len(arrays["maximum"]), groups, n_exemplars, thresholds, *(int(v) for v in arrays["size"]))
+        for name in ("cells_active", "tokens_active", "cells_above", "tokens_above", "total", "maximum"):
+            setattr(out, name, arrays[name].copy())
+        for name, counts in out.by.items():
+            counts.n_cells, counts.keys, counts.rows = (
+                arrays[f"{name}.{part}"].copy() for part in ("n_cells", "keys", "rows")
+            )
+        out.exemplars.add(*(arrays[f"exemplars.{k}"] for k in ("latent", "cell_id", "value", "patch")))
+        return out

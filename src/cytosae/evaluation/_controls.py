@@ -21,7 +21,7 @@ import torch
 from cytosae._errors import CytosaeError
 from cytosae._progress import say
 from cytosae.cells import Cells, select
-from cytosae.concepts._statistics import N_JUDGED
+from cytosae.concepts import N_JUDGED
 from cytosae.sae import SparseAutoencoder
 from cytosae.storage import commit_file, created_by, write_json
 from cytosae.tokens import TokenStore

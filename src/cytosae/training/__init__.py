@@ -1,6 +1,7 @@
 """Training: recipes and the fit loop."""
 
-from cytosae.training._fit import SHARED, Member, fit, fit_many, has_bfloat16, train
+from cytosae.sae.ops import has_bfloat16
+from cytosae.training._fit import SHARED, Member, fit, fit_many, train
 from cytosae.training._measure import measure
 from cytosae.training._recipes import RECIPES, Recipe, override, replace
 from cytosae.training._stream import CellStream

@@ -114,7 +114,9 @@ def fit_many(
     inputs = {"tokens": store.hash, "cells": cells.hash}
     open_members, configs = [], []
     for m in members:
-        path = choose(device, store.d_in, m.recipe.expansion * store.d_in, products=m.recipe.products)
+        dense_start = m.recipe.model == "relu-l1"
+        size = m.recipe.expansion * store.d_in
+        path = choose(device, store.d_in, size, products=m.recipe.products, dense_start=dense_start)
         config = {"recipe": m.recipe.as_dict(), "seed": m.seed, "order_seed": seed, "where": list(where), "heldout": list(heldout),
                   "path": path.name, "semantics": semantics(m.recipe), "threads": threads}  # fmt: skip
         if same_work(m.out, KIND, inputs, config):
@@ -256,14 +258,6 @@ def _threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def has_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
-    if device != "cpu":
-        return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
-    probes = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False) for name in ("avx512_bf16", "amx_tile"))
-    return any(probe() for probe in probes)
 
 
 def _forget_after(file: Any, first: int) -> None:

@@ -153,13 +153,11 @@ class Trainer:
         adam = AdamStep(step + 1, lr, r.beta1, r.beta2)
         carry = self.path.update(w, centred, terms, adam, normalise=r.normalise == "after", extra=extra)
         self._move_b_dec(g_y[0].sum(0) - carry, adam)
-        fired = torch.zeros_like(self.silent, dtype=torch.bool)
-        fired[codes.latent.long()] = True
-        self.silent.add_(1 if r.cells_per_step else len(x)).masked_fill_(fired, 0)
+        self.silent.add_(1 if r.cells_per_step else len(x)).masked_fill_(codes.fired(), 0)
         if r.dead == "resample" and len(dead) and (step + 1) % r.resample_every == 0:
             resample(w, dead, residual, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
             self.silent[dead] = 0
-        return {**losses, "l0": len(codes.value) / len(x), "n_dead": len(dead), "lr": lr}
+        return {**losses, "l0": codes.n_codes / len(x), "n_dead": len(dead), "lr": lr}
 
     def _move_b_dec(self, gradient: torch.Tensor, adam: AdamStep) -> None:
         self.b_dec_avg.lerp_(gradient, 1 - adam.beta1)

@@ -103,7 +103,7 @@ class Model:
         g_y = residual.mul_(2.0 / n_groups * weight)
         for j in range(n_groups - 2, -1, -1):
             g_y[j] += g_y[j + 1]
-        sparsity = self.l1 * float(codes.value.sum()) / len(x) if self.l1 else 0.0
+        sparsity = self.l1 * codes.total() / len(x) if self.l1 else 0.0
         parts = {"error": float(squares[-1]), "loss": float(squares.mean()) + sparsity}
         if self.l1:
             parts["l1"] = sparsity

@@ -13,16 +13,33 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 
 
-class Codes(NamedTuple):
+class _Parts(NamedTuple):
+    row_start: torch.Tensor
+    latent: torch.Tensor
+    value: torch.Tensor
+    n_latents: int
+
+
+class Codes(_Parts):
     """Sparse codes of tokens in row order (CSR); latents ascend within a token, stored values are > 0.
 
     `row_start` int64 [n_tokens + 1], `latent` int32 [n_codes], `value` float32 [n_codes], `n_latents`.
     """
 
-    row_start: torch.Tensor
-    latent: torch.Tensor
-    value: torch.Tensor
-    n_latents: int
+    @property
+    def n_codes(self) -> int:
+        """Number of codes."""
+        return len(self.value)
+
+    def total(self) -> float:
+        """Sum of the values."""
+        return float(self.value.sum())
+
+    def fired(self) -> torch.Tensor:
+        """bool [n_latents]: which latents fired at all."""
+        out = torch.zeros(self.n_latents, dtype=torch.bool, device=self.latent.device)
+        out[self.latent.long()] = True
+        return out
 
     @property
     def n_tokens(self) -> int:

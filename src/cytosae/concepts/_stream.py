@@ -1,0 +1,155 @@
+"""Tokens of cells, chunk by chunk: read from stores or computed from the images, the next batch being decoded meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from cytosae._errors import CytosaeError
+from cytosae.backbones import Backbone, load_backbone
+from cytosae.sae import SparseAutoencoder
+from cytosae.storage import hash_file
+from cytosae.tokens import TokenStore, encode_images
+
+#: Cells encoded together.
+CHUNK = 16
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StoredTokens:
+    """Token stores that together hold the tokens of a table's cells.
+
+    Attributes
+    ----------
+    stores
+        The stores.
+    sources
+        For each store the value of the table's column ``source`` whose cells it holds, under their ``source_cell_id``; None:
+        it was made over this very table and knows its ``cell_id``.
+    """
+
+    stores: Sequence[TokenStore]
+    sources: Sequence[str | None]
+
+    def read(self, frame: pd.DataFrame, kind: str) -> torch.Tensor:
+        """Tokens of the cells of some rows, float32 [n, tokens, d_in].
+
+        Raises
+        ------
+        CytosaeError
+            A cell has no tokens in any of the stores.
+        """
+        if len(self.stores) == 1 and self.sources[0] is None:
+            store = self.stores[0]
+            return store.read(store.rows_of(frame["cell_id"].to_numpy(np.int64)), kind=kind).float()
+        out: torch.Tensor | None = None
+        done = np.zeros(len(frame), bool)
+        for store, source in zip(self.stores, self.sources, strict=True):
+            key = "cell_id" if source is None else "source_cell_id"
+            mine = ~done if source is None else (frame["source"] == source).to_numpy() & ~done
+            if source is None:
+                mine &= np.isin(frame["cell_id"].to_numpy(np.int64), store.cell_ids)
+            if not mine.any():
+                continue
+            part = store.read(store.rows_of(frame.loc[mine, key].to_numpy(np.int64)), kind=kind).float()
+            out = part.new_zeros(len(frame), *part.shape[1:]) if out is None else out
+            out[torch.from_numpy(mine)] = part
+            done |= mine
+        if not done.all() or out is None:
+            raise CytosaeError(
+                f"None of the token stores given has tokens of cell {frame['cell_id'].to_numpy()[~done][0]}; "
+                "extract the tokens of these cells, and give that store with --tokens too."
+            )
+        return out
+
+    def verify(self, checked: set[str], frame: pd.DataFrame) -> None:
+        """Hash the shards that hold these cells, each once, and refuse one that has changed.
+
+        Raises
+        ------
+        CytosaeError
+            A shard is not what was written.
+        """
+        for store, source in zip(self.stores, self.sources, strict=True):
+            ids = frame["cell_id"] if source is None else frame.loc[frame["source"] == source, "source_cell_id"]
+            rows = np.flatnonzero(np.isin(store.cell_ids, ids.to_numpy(np.int64)))
+            for number in np.unique(np.searchsorted(store._starts, rows, side="right") - 1):
+                name = sorted(n for n in store.manifest["files"] if n.endswith(".bin"))[number]
+                path = store.folder / name
+                if str(path) in checked:
+                    continue
+                if hash_file(path) != store.manifest["files"][name]["sha256"]:
+                    raise CytosaeError(
+                        f"{path} has changed since it was written; delete {store.folder} and run 'cytosae tokens' again."
+                    )
+                checked.add(str(path))
+
+
+def check_tokens(sae: SparseAutoencoder, store: TokenStore) -> None:
+    """Refuse tokens that are not of the kind the dictionary was trained on."""
+    if store.d_in != sae.d_in:
+        raise CytosaeError(
+            f"The tokens are {store.d_in} wide, but the dictionary wants {sae.d_in}; use the same backbone."
+        )
+    for key in ("backbone", "layer", "preprocessing"):
+        wanted, found = sae.info.get(key), store.manifest.get(key)
+        if key == "backbone" and wanted and found:  # a renamed file is the same backbone
+            wanted, found = ({k: v for k, v in record.items() if k != "file"} for record in (wanted, found))
+        if wanted is not None and wanted != found:
+            raise CytosaeError(
+                f"The tokens differ from the dictionary's in {key} ({found} against {wanted}); extract them again."
+            )
+
+
+def backbone_of(sae: SparseAutoencoder, device: str, weights: Path | str | None = None) -> tuple[Backbone, int]:
+    """The backbone a dictionary belongs to, and the block it was trained on.
+
+    Parameters
+    ----------
+    sae
+        The dictionary.
+    device
+        As torch names it.
+    weights
+        The weight file, where the backbone came from one.
+
+    Raises
+    ------
+    CytosaeError
+        The dictionary does not say, it came from a file that is not given, or the weights present are others.
+    """
+    record = sae.info.get("backbone")
+    if not record:
+        raise CytosaeError("This dictionary does not say which backbone it belongs to; give tokens with --tokens.")
+    if record.get("file") and weights is None:
+        raise CytosaeError(
+            f"This dictionary belongs to {record['name']} with the weights of {record['file']}; give that file with --weights."
+        )
+    backbone = load_backbone(
+        record["name"], weights=weights if record.get("file") else None, precision=sae.info.get("precision", "float32"),
+        device=device, **record.get("options", {}),
+    )  # fmt: skip
+    if backbone.weights_sha256 != record["sha256"]:
+        raise CytosaeError(
+            f"The weights of {record['name']} are not those the dictionary was trained on (sha256 differs)."
+        )
+    return backbone, int(sae.info["layer"])
+
+
+def computed_tokens(
+    frame: pd.DataFrame, root: str, backbone: Backbone, layer: int, kind: str
+) -> Iterator[tuple[Ints, torch.Tensor]]:
+    """(rows of `frame`, tokens float32 [n, tokens, d_in]) in lots of at most `CHUNK` cells, from the images."""
+    start = 0
+    first = backbone.n_prefix if kind == "patch" else 0
+    for tokens in encode_images(frame, root, backbone, layer):
+        yield np.arange(start, start + len(tokens)), tokens[:, first:]
+        start += len(tokens)
