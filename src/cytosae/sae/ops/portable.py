@@ -277,3 +277,14 @@ def _by_block(extra: RowGradients | None, n_latents: int) -> tuple[torch.Tensor,
     block = extra.latents // _ROWS
     counts = torch.bincount(block, minlength=-(-n_latents // _ROWS))
     return block.argsort(stable=True), [0, *counts.cumsum(0).tolist()]
+
+
+def refuse_nan(x: torch.Tensor) -> None:
+    """Refuse tokens that are not numbers.
+
+    Raises
+    ------
+    CytosaeError
+        There are some.
+    """
+    check_finite(x, "tokens")
