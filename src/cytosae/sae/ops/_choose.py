@@ -30,7 +30,7 @@ def choose(device: str, d_in: int, n_latents: int, *, products: str = "auto", de
     asked for, and here   path
     ===================  ==========================================================
     CPU with VNNI, auto   ``native-int8``, where a C++ compiler is there
-    AMX or CUDA, auto     ``portable-bfloat16``
+    bfloat16 in hardware  ``portable-bfloat16`` (AMX, AVX-512 or CUDA; auto)
     else                  ``portable-float32``
     ===================  ==========================================================
     """
@@ -62,4 +62,6 @@ def has_bfloat16(device: str) -> bool:
 def _fast_bfloat16(device: str) -> bool:
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    return any(
+        bool(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)()) for name in ("amx_tile", "avx512_bf16")
+    )

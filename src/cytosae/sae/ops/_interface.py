@@ -64,7 +64,7 @@ class Rule:
 
     ``relu``: all that are positive. ``topk``: the `k` largest positive of each token. ``batchtopk``: the ``k * n_tokens``
     largest positive of the batch. ``threshold``: those above `threshold` (float32 [n_latents]), and positive.
-    Of equal values the lower latent wins (``topk``), then the lower token (``batchtopk``): never more codes than asked for.
+    Of equal values the lower latent wins (``topk``); in a batch the lower token, then the lower latent (``batchtopk``): never more codes than asked for.
     """
 
     kind: Literal["relu", "topk", "batchtopk", "threshold"]

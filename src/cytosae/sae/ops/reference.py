@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from cytosae.sae.ops._codes import check_finite
 from cytosae.sae.ops._interface import AdamStep, Codes, RowGradients, Rule, Term, Weights
 
 
@@ -16,7 +17,9 @@ class ReferencePath:
 
     def select(self, x: torch.Tensor, E: torch.Tensor, b_enc: torch.Tensor, rule: Rule) -> Codes:
         """Codes of centred tokens [n, d_in]."""
+        check_finite(x, "tokens")
         pre = x @ E.T + b_enc
+        check_finite(pre, "weights")
         keep = pre > 0
         if rule.threshold is not None:
             keep &= pre > rule.threshold

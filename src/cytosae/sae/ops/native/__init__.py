@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from cytosae._errors import CytosaeError
+from cytosae.sae.ops._codes import check_finite
 from cytosae.sae.ops._interface import AdamStep, Codes, RowGradients, Rule, Term, Weights
 from cytosae.sae.ops.native._build import library
-from cytosae.sae.ops.portable import refuse_nan
 
 _KINDS = {"relu": 0, "topk": 1, "threshold": 2, "batchtopk": 3}
 #: A hint lies so far below the least code of the batch before; a wrong one costs time only.
@@ -63,8 +63,10 @@ class NativePath:
         """Codes of centred tokens [n, d_in]."""
         x, b_enc = _floats(x), _floats(b_enc)
         (n, d), m = x.shape, len(E)
-        refuse_nan(x)
+        check_finite(x, "tokens")
         packed = self._pack(E)
+        check_finite(packed.norm, "weights")
+        check_finite(b_enc, "weights")
         key = (rule.kind, m, rule.k)
         bound = ctypes.c_float(_HINT * self._hints.get(key, 0.0))
         count = ctypes.c_int64()
