@@ -31,10 +31,10 @@ from typing import Any, cast
 import numpy as np
 import timm
 import torch
-from bench_decode import machine
 from timm.models.vision_transformer import VisionTransformer
 
 import cytosae
+from bench_decode import machine
 from cytosae.backbones import Backbone, Preprocessing, load_backbone
 from cytosae.cells import Cells, bundled_path, read_cells
 from cytosae.cells._build import build_table

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,13 +221,15 @@ def test_a_changed_byte_at_the_end_of_an_archive_is_one_sentence(tmp_path: Path)
     record, locator, end = (whole.rfind(mark) for mark in (b"PK\x06\x06", b"PK\x06\x07", b"PK\x05\x06"))
     if record < 0:
         pytest.skip("this torch writes no ZIP64 record")
+    refused = []
     for place in (*range(record, record + 56, 3), *range(locator, locator + 20), *range(end, end + 22)):
         (tmp_path / "x.pth").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         try:
-            load_backbone("dinobloom", weights=tmp_path / "x.pth")  # a byte that nothing depends on
-        except CytosaeError as error:
-            assert "x.pth" in str(error)
-            assert "\n" not in str(error)
+            load_backbone("dinobloom", weights=tmp_path / "x.pth")
+        except CytosaeError as error:  # not every byte matters
+            refused.append(str(error))
+    assert refused
+    assert all("x.pth" in text and "\n" not in text for text in refused)
 
 
 def test_an_archive_whose_end_contradicts_itself_is_called_damaged(
