@@ -1,8 +1,8 @@
 """Token extraction against the bare forward pass, its peak memory, and how well the order of training mixes.
 
-Usage: ``python benchmarks/bench_tokens.py [STORE] [--parts speed memory mixing] [--out benchmarks/results/tokens.json]``
+Usage: ``python benchmarks/bench_tokens.py [STORE] [--parts vit-s vit-b memory mixing] [--out benchmarks/results/tokens.json]``
 
-- speed: `extract_tokens` (decode, resize, forward, float16 store) as a share of the bare bf16 forward pass of the same
+- vit-s, vit-b: `extract_tokens` (decode, resize, forward, float16 store) as a share of the bare bf16 forward pass of the same
   blocks on images already in memory, in the same batches, in turns.
 - memory: peak resident memory of one process each for 1,000 and 4,000 cells. The bundled cells are repeated, and the
   network is one random block of ViT-S's width, so that the tokens have their real size and the run is short.
@@ -42,6 +42,7 @@ from cytosae.tokens import TokenStore, TokenStream, extract_tokens, load_images
 from cytosae.tokens._extract import BATCH
 
 THREADS, LAYER, MIXED = 2, -2, 4096
+PARTS = ("vit-s", "vit-b", "memory", "mixing")
 #: Share of the tokens' bytes that the order ``blocks`` may hold, so that several blocks are needed.
 SHARE_IN_MEMORY = 0.2
 
@@ -183,7 +184,7 @@ def _whole_cells(store: TokenStore, rows: np.ndarray[Any, Any]) -> Iterator[np.n
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store", type=Path, nargs="?", help="a token store, for the part 'mixing'")
-    parser.add_argument("--parts", nargs="+", default=["speed", "memory", "mixing"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tokens.json")
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
@@ -193,11 +194,11 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
     result |= {"cytosae": cytosae.__version__, "machine": {**machine(), "threads": THREADS}}
-    if "speed" in given.parts:
-        result["share_of_the_bare_forward"] = {
-            "vit-s/14 (dinov2-s)": speed(load_backbone("dinov2-s", precision="bfloat16"), 96, given.rounds),
-            "vit-b/14 (random weights)": speed(random_backbone("vit_base_patch14_dinov2"), 48, given.rounds),
-        }
+    shares = result.setdefault("share_of_the_bare_forward", {})
+    if "vit-s" in given.parts:
+        shares["vit-s/14 (dinov2-s)"] = speed(load_backbone("dinov2-s", precision="bfloat16"), 96, given.rounds)
+    if "vit-b" in given.parts:
+        shares["vit-b/14 (random weights)"] = speed(random_backbone("vit_base_patch14_dinov2"), 48, given.rounds)
     if "memory" in given.parts:
         result["memory"] = memory()
     if "mixing" in given.parts:
