@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,31 @@ def test_the_command_line_refuses_in_one_line_without_a_traceback(tmp_path: Path
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "marker").exists()
     assert not (tmp_path / "t").exists()
+
+
+def test_a_changed_byte_at_the_end_of_an_archive_is_one_sentence(tmp_path: Path) -> None:
+    whole = bloom(tmp_path / "x.pth").read_bytes()
+    # torch.save ends an archive with a ZIP64 record, its locator, and the plain end; zipfile checks them against each other
+    record, locator, end = (whole.rfind(mark) for mark in (b"PK\x06\x06", b"PK\x06\x07", b"PK\x05\x06"))
+    if record < 0:
+        pytest.skip("this torch writes no ZIP64 record")
+    refused = []
+    for place in (*range(record, record + 56, 3), *range(locator, locator + 20), *range(end, end + 22)):
+        (tmp_path / "x.pth").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            load_backbone("dinobloom", weights=tmp_path / "x.pth")
+        except CytosaeError as error:  # not every byte matters
+            refused.append(str(error))
+    assert refused
+    assert all("x.pth" in text and "\n" not in text for text in refused)
+
+
+def test_an_archive_whose_end_contradicts_itself_is_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def contradicts(_path: object) -> bool:
+        raise zipfile.BadZipFile("Corrupt zip64 end of central directory locator")
+
+    bloom(tmp_path / "x.pth")
+    monkeypatch.setattr(zipfile, "is_zipfile", contradicts)
+    assert "cut short" in refusal("dinobloom", tmp_path / "x.pth")

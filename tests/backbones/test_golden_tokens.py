@@ -6,13 +6,17 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 from cytosae import CytosaeError
 from cytosae._errors import UsageError
 from cytosae.backbones import Backbone, Preprocessing, load_backbone, to_input
+from cytosae.cells import Cells
+from cytosae.tokens import extract_tokens
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-5
@@ -67,6 +71,25 @@ def test_golden_every_block_of_the_published_layout_is_reproduced() -> None:
         pytest.skip(f"{folder} holds no dinobloom_tiny.pth")
     with np.load(folder / "dinobloom_tiny_tokens.npz", allow_pickle=False) as reference:
         check(folder / "dinobloom_tiny.pth", dict(reference))
+
+
+def test_golden_tokens_survive_a_float16_store_at_every_block(tmp_path: Path) -> None:
+    folder = golden_folder()
+    if not (folder / "dinobloom_tiny.pth").is_file():
+        pytest.skip(f"{folder} holds no dinobloom_tiny.pth")
+    with np.load(folder / "dinobloom_tiny_tokens.npz", allow_pickle=False) as found:
+        reference = dict(found)
+    backbone = load_like(folder / "dinobloom_tiny.pth", reference)
+    rows = []
+    for i, pixels in enumerate(reference["pixels_uint8"]):  # PNG of the network's own size: decoding changes nothing
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        rows.append({"cell_id": i, "image": f"{i}.png", "sha256": None, "status": "ok"})
+    cells = Cells(pd.DataFrame(rows), str(tmp_path))
+    for block in range(backbone.depth):
+        store = extract_tokens(cells, backbone, tmp_path / f"tokens-{block}", layer=block, store="float16")
+        stored, wanted = store.read(np.arange(len(rows))).float().numpy(), reference[f"block_{block}"]
+        worst = np.abs(stored - wanted).max() / np.abs(wanted).max()
+        assert worst <= 1e-3, f"block {block}: {worst:.2e} of the largest value"
 
 
 def test_golden_another_set_of_other_sizes_is_reproduced(tmp_path: Path) -> None:

@@ -59,14 +59,16 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _read_torch(path: Path) -> Any:
     import torch
 
-    zipped = zipfile.is_zipfile(path)
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                raise CytosaeError(
-                    f"{path} is a TorchScript archive, which holds code and is not run; save its state_dict() with "
-                    "safetensors where you trust it, and give that file."
-                )
+    try:
+        zipped = zipfile.is_zipfile(path)
+        names = _members(path) if zipped else []
+    except Exception as error:  # BadZipFile also from is_zipfile, where the end of the archive contradicts itself
+        raise _damaged(path) from error
+    if any(name.endswith("constants.pkl") for name in names):
+        raise CytosaeError(
+            f"{path} is a TorchScript archive, which holds code and is not run; save its state_dict() with "
+            "safetensors where you trust it, and give that file."
+        )
     _refuse_code(path, zipped)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -74,9 +76,16 @@ def _read_torch(path: Path) -> Any:
         named = re.search(r"(?:GLOBAL|class|global)[: ]+([\w]+(?:\.[\w]+)+)", str(error))
         raise _blocked(path, [named[1]] if named else ["an object that is not a tensor"]) from error
     except Exception as error:  # torch has no type of its own for a damaged file: Runtime, EOF, Key, Value, Index ...
-        raise CytosaeError(
-            f"{path} is cut short or is not a PyTorch checkpoint; get the file again and compare its size."
-        ) from error
+        raise _damaged(path) from error
+
+
+def _members(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def _damaged(path: Path) -> CytosaeError:
+    return CytosaeError(f"{path} is cut short or is not a PyTorch checkpoint; get the file again and compare its size.")
 
 
 def _refuse_code(path: Path, zipped: bool) -> None:
