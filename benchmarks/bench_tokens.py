@@ -165,7 +165,7 @@ def mixing(store: TokenStore) -> dict[str, Any]:
                 raise SystemExit(f"bench_tokens: the two streams differ ({stream.record}, {numbers.record})")
             steps = range(stream.n_steps_per_epoch)
             means = [stream.at(step).double().mean(0).numpy() for step in steps]
-            distinct = [len(numbers.at(step).unique()) for step in steps]
+            distinct = [len(np.unique(numbers.at(step).numpy())) for step in steps]
             result[name] = of(means, distinct, **stream.record, share_in_memory=held / n)
     means = list(_whole_cells(store, rows))
     result["whole_cells"] = of(means, [MIXED // n_patches] * len(means))

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 import cytosae
-from bench_tokens import LAYER, THREADS, bundled_cells, machine
+from bench_decode import machine
+from bench_tokens import LAYER, THREADS, bundled_cells
 from cytosae.backbones import load_backbone
 from cytosae.cells import Cells
 from cytosae.sae import SparseAutoencoder
