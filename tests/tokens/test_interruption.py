@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from cytosae import CytosaeError, TokenStore, extract_tokens
 from cytosae.cells import Cells, build_cells, bundled_path, read_cells
@@ -85,6 +87,15 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cells(table: Path) -> Cells:
     return read_cells(table)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The number of threads is part of an artifact's record, and the children have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def script(body: str, table: Path, out: Path) -> str:

@@ -155,6 +155,7 @@ def _write(path: Path, title: str, lead: str, sections: Sequence[Section]) -> Pa
         title=title, lead=lead, sections=sections, made_by=created_by(),
         style=markupsafe.Markup((templates / "report.css").read_text("utf-8")),
     )  # fmt: skip
-    with commit_file(path) as temporary:
-        temporary.write_text(page, "utf-8")
+    if not path.is_file() or path.read_text("utf-8", errors="replace") != page:
+        with commit_file(path) as temporary:
+            temporary.write_text(page, "utf-8")
     return path
