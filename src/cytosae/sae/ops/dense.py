@@ -8,7 +8,7 @@ import torch
 
 from cytosae.sae.ops._interface import AdamStep, Codes, Path, RowGradients, Rule, Term, Weights
 from cytosae.sae.ops.portable import refuse_nan
-from cytosae.sae.ops.reference import adam_in_place
+from cytosae.sae.ops.reference import move_weights
 
 #: Share of the latents that fire on a token, above which dense products are faster.
 DENSE_ABOVE = 0.05
@@ -108,16 +108,7 @@ class SwitchingPath:
             g_pre = self._product(g_y[rows], low.T).add_(term.l1).mul_(h[rows] > 0)
             gE.add_(self._product(g_pre.T, x[rows].to(self.dtype)))
             gb.add_(g_pre.sum(0, dtype=torch.float32))
-        if extra is not None:
-            gE.index_add_(0, extra.latents, extra.E)
-            gD.index_add_(0, extra.latents, extra.D)
-            gb.index_add_(0, extra.latents, extra.b_enc)
-        carry = gb @ weights.E
-        gD.sub_((gD * weights.D).sum(1, keepdim=True) * weights.D)
-        adam_in_place(weights, gE, gD, gb, adam)
-        if normalise:
-            weights.D.div_(weights.D.norm(dim=1, keepdim=True).clamp_(min=1e-12))
-        return carry
+        return move_weights(weights, gE, gD, gb, adam, normalise, extra)
 
     def _is_dense(self, x: torch.Tensor, E: torch.Tensor, b_enc: torch.Tensor) -> bool:
         """A pure function of the batch, so that a resumed run takes the same way as an unbroken one."""

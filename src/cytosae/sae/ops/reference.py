@@ -60,20 +60,28 @@ class ReferencePath:
             gD[rows] += sum((m.T @ g for m, g in zip(masked, term.g_y, strict=True)), torch.zeros_like(D))
             gE[rows] += g_codes.T @ x
             gb[rows] += g_codes.sum(0)
-        if extra is not None:
-            gE[extra.latents] += extra.E
-            gD[extra.latents] += extra.D
-            gb[extra.latents] += extra.b_enc
-        carry = gb @ weights.E
-        gD -= (gD * weights.D).sum(1, keepdim=True) * weights.D
-        adam_in_place(weights, gE, gD, gb, adam)
-        if normalise:
-            weights.D.div_(weights.D.norm(dim=1, keepdim=True).clamp(min=1e-12))
-        return carry
+        return move_weights(weights, gE, gD, gb, adam, normalise, extra)
 
 
-def adam_in_place(w: Weights, gE: torch.Tensor, gD: torch.Tensor, gb: torch.Tensor, adam: AdamStep) -> None:
-    """Adam (arXiv 1412.6980) with bias-corrected moments, on the three weights."""
+def move_weights(
+    w: Weights,
+    gE: torch.Tensor,
+    gD: torch.Tensor,
+    gb: torch.Tensor,
+    adam: AdamStep,
+    normalise: bool,
+    extra: RowGradients | None,
+) -> torch.Tensor:
+    """From whole gradients (overwritten) to moved weights: the end of `Path.update`, and what it returns.
+
+    Adam as in arXiv 1412.6980, with bias-corrected moments.
+    """
+    if extra is not None:
+        gE.index_add_(0, extra.latents, extra.E)
+        gD.index_add_(0, extra.latents, extra.D)
+        gb.index_add_(0, extra.latents, extra.b_enc)
+    carry = gb @ w.E
+    gD -= (gD * w.D).sum(1, keepdim=True) * w.D
     for p, g, avg, square in (
         (w.E, gE, w.E_avg, w.E_square), (w.D, gD, w.D_avg, w.D_square), (w.b_enc, gb, w.b_avg, w.b_square),
     ):  # fmt: skip
@@ -81,3 +89,6 @@ def adam_in_place(w: Weights, gE: torch.Tensor, gD: torch.Tensor, gb: torch.Tens
         square.mul_(adam.beta2).addcmul_(g, g, value=1 - adam.beta2)
         size = (square / (1 - adam.beta2**adam.step)).sqrt_().add_(adam.eps)
         p.addcdiv_(avg, size, value=-adam.lr / (1 - adam.beta1**adam.step))
+    if normalise:
+        w.D.div_(w.D.norm(dim=1, keepdim=True).clamp(min=1e-12))
+    return carry
