@@ -26,12 +26,12 @@ import torch
 import torch.nn.functional as F
 
 from bench_decode import machine
-from cytosae.sae.ops import AdamStep, Rule, Term, Weights
+from cytosae.sae.ops import AdamStep, Rule, Term, Weights, has_bfloat16
 from cytosae.sae.ops.native import NativePath, native_library
 from cytosae.sae.ops.portable import PortablePath
 
 K, L0, LR = 64, 130, 4e-4
-PATHS = ("native-int8", "portable-bfloat16", "portable-float32", "published")
+PATHS = ("native", "portable-bfloat16", "portable-float32", "published")
 
 
 def problem(d: int, n_latents: int, n: int, kind: str) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
@@ -56,7 +56,7 @@ def problem(d: int, n_latents: int, n: int, kind: str) -> tuple[list[torch.Tenso
 
 def our_step(name: str, D: torch.Tensor, bias: torch.Tensor, kind: str) -> Callable[[torch.Tensor], float]:
     """One step of a path; gives the active latents a token."""
-    path = NativePath() if name == "native-int8" else PortablePath(getattr(torch, name.removeprefix("portable-")))
+    path = NativePath() if name == "native" else PortablePath(getattr(torch, name.removeprefix("portable-")))
     moments = {
         f"{name}_{kind_}": torch.zeros_like(t)
         for name, t in (("E", D), ("D", D), ("b", bias))
@@ -134,7 +134,8 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(run_one(*arguments.one)))
         return
-    names = [n for n in arguments.paths if n != "native-int8" or native_library() is not None]
+    absent = {"native": native_library() is None, "portable-bfloat16": not has_bfloat16("cpu")}
+    names = [n for n in arguments.paths if not absent.get(n)]
     results: dict[str, Any] = {}
     for size in arguments.sizes:
         for kind in arguments.kinds:
