@@ -41,12 +41,8 @@ def our_step(name: str, D: torch.Tensor, bias: torch.Tensor, kind: str) -> Step:
     path: Any = NativePath() if name == "native" else PortablePath(getattr(torch, name.removeprefix("portable-")))
     if kind != "topk":
         path = SwitchingPath(path, torch.bfloat16 if has_bfloat16("cpu") else torch.float32)
-    moments = {
-        f"{name}_{kind_}": torch.zeros_like(t)
-        for name, t in (("E", D), ("D", D), ("b", bias))
-        for kind_ in ("avg", "square")
-    }
-    w = Weights(D.clone(), D, bias, **moments)
+    w = Weights.start(D, D)
+    w.b_enc.copy_(bias)
     rule = Rule("topk", k=K) if kind == "topk" else Rule("relu")
     error, dead = Error("norm", 1.0), torch.arange(len(D) // 2, len(D))
     steps = iter(range(1, 10**6))

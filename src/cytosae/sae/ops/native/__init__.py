@@ -13,6 +13,7 @@ import torch
 from cytosae._errors import CytosaeError
 from cytosae.sae.ops._codes import check_finite
 from cytosae.sae.ops._interface import AdamStep, Codes, RowGradients, Rule, Term, Weights
+from cytosae.sae.ops._memory import large_pages
 from cytosae.sae.ops.native._build import library
 
 _KINDS = {"relu": 0, "topk": 1, "threshold": 2, "batchtopk": 3}
@@ -38,7 +39,7 @@ class _Packed:
 
     def __init__(self, lib: ctypes.CDLL, E: torch.Tensor) -> None:
         m, d = E.shape
-        self.bytes = torch.empty(lib.cytosae_packed_size(_long(m), _long(d)), dtype=torch.uint8)
+        self.bytes = large_pages(torch.empty(lib.cytosae_packed_size(_long(m), _long(d)), dtype=torch.uint8))
         self.scale, self.norm = torch.empty(m), torch.empty(m)
         lib.cytosae_pack(
             _at(E), _long(m), _long(d), _at(self.bytes), _at(self.scale), _at(self.norm), torch.get_num_threads()
