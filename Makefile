@@ -45,7 +45,7 @@ bench-peers: $(STAMP) $(PEERS)/.set-up
 $(PEERS)/.set-up: Makefile
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet $(TORCH)
-	@$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet sae-lens dictionary-learning overcomplete eai-sparsify
+	@$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet sae-lens dictionary-learning overcomplete eai-sparsify 'matplotlib<3.9'
 	@touch $@
 
 docs: $(STAMP)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 
 import torch
 
@@ -108,6 +109,7 @@ def overcomplete(D: torch.Tensor, bias: torch.Tensor, kind: str) -> Step:
 
 def sparsify(D: torch.Tensor, bias: torch.Tensor, kind: str) -> Step:
     """sparsify: forward, FVU, parallel gradients removed, Adam, unit decoder, as its trainer does."""
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its kernel wants a graphics card
     from sparsify import SparseCoder, SparseCoderConfig
 
     m, d = D.shape
