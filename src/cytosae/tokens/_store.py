@@ -23,6 +23,8 @@ KIND, VERSION = "tokens", 2
 #: stored type -> what numpy maps (numpy has no bfloat16: its bits are mapped as int16)
 STORED: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "bfloat16": np.dtype("<i2"), "float32": np.dtype("<f4")}
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+#: Tokens of one cell no further apart than this are read at once: the bytes between cost less than another call.
+_GAP = 16
 
 
 class TokenStore:
@@ -143,7 +145,49 @@ class TokenStore:
                     file.seek(token * self._token_bytes)
                     if file.readinto(memoryview(out[i]).cast("B")) != out[i].nbytes:
                         raise CytosaeError(f"{path} is cut short; run 'cytosae tokens' again.")
-        tensor = torch.from_numpy(out)
+        return self._tensor(out)
+
+    def read_tokens(self, rows: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Single tokens; as in `read`, no more of the file than about these bytes.
+
+        Parameters
+        ----------
+        rows, places
+            int64 [n]: the row of each token, and its place among the `n_tokens` of the row; ascending.
+
+        Returns
+        -------
+        [n, d_in] in the stored type
+
+        Raises
+        ------
+        CytosaeError
+            A shard is cut short.
+        """
+        out = np.empty((len(rows), self.d_in), dtype=STORED[self.dtype])
+        apart = (np.diff(rows) != 0) | (np.diff(places) > _GAP)
+        begins = np.concatenate([[0], np.flatnonzero(apart) + 1]) if len(rows) else np.empty(0, np.int64)
+        ends = np.append(begins[1:], len(rows))
+        shard_of = np.searchsorted(self._starts, rows[begins], side="right") - 1
+        firsts = (rows[begins] - np.asarray(self._starts)[shard_of]) * self.n_tokens + places[begins]
+        spans = places[ends - 1] - places[begins] + 1
+        between = np.empty((self.n_tokens, self.d_in), dtype=out.dtype)
+        for shard in np.unique(shard_of):
+            path, mine = self.folder / self._names[shard], np.flatnonzero(shard_of == shard)
+            lists = (a[mine].tolist() for a in (begins, ends, firsts, spans))
+            with path.open("rb", buffering=0) as file:
+                for begin, end, first, span in zip(*lists, strict=True):
+                    whole = span == end - begin
+                    target = out[begin:end] if whole else between[:span]
+                    file.seek(first * self._token_bytes)
+                    if file.readinto(memoryview(target).cast("B")) != target.nbytes:
+                        raise CytosaeError(f"{path} is cut short; run 'cytosae tokens' again.")
+                    if not whole:
+                        out[begin:end] = between[places[begin:end] - places[begin]]
+        return self._tensor(out)
+
+    def _tensor(self, stored: npt.NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(stored)
         return tensor.view(torch.bfloat16) if self.dtype == "bfloat16" else tensor
 
     def part(self, kind: str, *, partial: bool = False) -> slice:
