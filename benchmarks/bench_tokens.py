@@ -7,7 +7,7 @@ Usage: ``python benchmarks/bench_tokens.py [STORE] [--parts vit-s vit-b memory m
 - memory: peak resident memory of one process each for 1,000 and 4,000 cells. The bundled cells are repeated, and the
   network is one random block of ViT-S's width, so that the tokens have their real size and the run is short.
 - mixing: over one epoch of a real STORE, distinct cells a batch and the variance of the batch means, both against an
-  ideal shuffle, in both orders of `TokenStream`, and for whole cells a step.
+  ideal shuffle, in both orders of `TokenStream`, and for whole cells a step; for `blocks` also the rate of reading.
 
 Parts that are not run keep their former figures in the file.
 """
@@ -123,10 +123,10 @@ class RowNumbers(SimpleNamespace):
 
     def __init__(self, store: TokenStore) -> None:
         super().__init__(d_in=1, dtype="float32", folder=store.folder, grid=store.grid, sampled=store.sampled)
-        self.patches, self.part, self._n = store.patches, store.part, store.n_tokens - store.n_prefix
+        self.patches, self.part = store.patches, store.part
 
-    def read(self, rows: Any, *, kind: str = "patch", partial: bool = True) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(rows, np.float32)).reshape(-1, 1, 1).repeat(1, self._n, 1)
+    def read_tokens(self, rows: Any, places: Any) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(rows, np.float32))[:, None]
 
 
 def mixing(store: TokenStore) -> dict[str, Any]:
@@ -167,9 +167,20 @@ def mixing(store: TokenStore) -> dict[str, Any]:
             means = [stream.at(step).double().mean(0).numpy() for step in steps]
             distinct = [len(np.unique(numbers.at(step).numpy())) for step in steps]
             result[name] = of(means, distinct, **stream.record, share_in_memory=held / n)
+        if name == "blocks":
+            result[name]["tokens_per_second"] = reading(store, rows, held * token_bytes)
     means = list(_whole_cells(store, rows))
     result["whole_cells"] = of(means, [MIXED // n_patches] * len(means))
     return result
+
+
+def reading(store: TokenStore, rows: np.ndarray[Any, Any], limit: int) -> int:
+    """Tokens a second of one epoch in the order ``blocks``, from pages that the system may hold."""
+    with TokenStream(store, rows, batch=MIXED, memory_limit=limit) as stream:
+        started = time.perf_counter()
+        for step in range(stream.n_steps_per_epoch):
+            stream.at(step)
+        return round(stream.n_steps_per_epoch * stream.batch / (time.perf_counter() - started))
 
 
 def _whole_cells(store: TokenStore, rows: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:

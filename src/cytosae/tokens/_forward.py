@@ -119,12 +119,12 @@ def _pays(backbone: Backbone, layer: int, batch: int, n_left: int) -> bool:
         return False
     if not _compile(backbone, layer, batch, n_left):
         return False
-    eager, compiled = [], []
+    times: dict[int, list[float]] = {0: [], batch: []}
     for _ in range(_ROUNDS):
-        for size, times in ((0, eager), (batch, compiled)):
+        for size in times:
             backbone.compiled = size
-            times.append(_seconds(backbone, images, layer))
-    gain = min(eager) / min(compiled)
+            times[size].append(_seconds(backbone, images, layer))
+    gain = min(times[0]) / min(times[batch])
     keep = gain >= FASTER
     say(f"tokens: compiled it is {gain:.2f} times as fast{'' if keep else ', so the forward pass stays eager'}")
     backbone.compiled = batch if keep else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ STORED: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "bfloat16": np.d
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 #: Tokens of one cell no further apart than this are read at once: the bytes between cost less than another call.
 _GAP = 16
+_ADVISE = getattr(os, "posix_fadvise", None)
 
 
 class TokenStore:
@@ -165,18 +167,25 @@ class TokenStore:
             A shard is cut short.
         """
         out = np.empty((len(rows), self.d_in), dtype=STORED[self.dtype])
+        if not len(rows):
+            return self._tensor(out)
         apart = (np.diff(rows) != 0) | (np.diff(places) > _GAP)
-        begins = np.concatenate([[0], np.flatnonzero(apart) + 1]) if len(rows) else np.empty(0, np.int64)
+        begins = np.concatenate([[0], np.flatnonzero(apart) + 1])
         ends = np.append(begins[1:], len(rows))
         shard_of = np.searchsorted(self._starts, rows[begins], side="right") - 1
         firsts = (rows[begins] - np.asarray(self._starts)[shard_of]) * self.n_tokens + places[begins]
         spans = places[ends - 1] - places[begins] + 1
-        between = np.empty((self.n_tokens, self.d_in), dtype=out.dtype)
+        between = np.empty_like(out, shape=(self.n_tokens, self.d_in))
         for shard in np.unique(shard_of):
             path, mine = self.folder / self._names[shard], np.flatnonzero(shard_of == shard)
-            lists = (a[mine].tolist() for a in (begins, ends, firsts, spans))
+            parts = list(zip(*(a[mine].tolist() for a in (begins, ends, firsts, spans)), strict=True))
             with path.open("rb", buffering=0) as file:
-                for begin, end, first, span in zip(*lists, strict=True):
+                if _ADVISE is not None:  # the disk then looks for all of them at once
+                    for _, _, first, span in parts:
+                        _ADVISE(
+                            file.fileno(), first * self._token_bytes, span * self._token_bytes, os.POSIX_FADV_WILLNEED
+                        )
+                for begin, end, first, span in parts:
                     whole = span == end - begin
                     target = out[begin:end] if whole else between[:span]
                     file.seek(first * self._token_bytes)

@@ -17,11 +17,11 @@ from cytosae.tokens._store import TORCH, TokenStore
 MEMORY_LIMIT = 4 * 2**30
 #: Neighbouring tokens that stay together where the tokens do not fit: a row of DINOv2's grid, one call to the disk. Whole
 #: cells would make the batches' means vary by half as much again, single tokens only 3% less.
-RUN = 16
+RUN = 8
 #: Tokens read at once while a block is gathered.
 _READ = 4096
 #: Share of the limit that two blocks take; the rest is for the order itself and for what is being read.
-_HELD = 15 / 16
+_HELD = 7 / 8
 
 
 class TokenStream:
