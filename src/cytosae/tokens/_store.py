@@ -187,7 +187,7 @@ class TokenStore:
                         )
                 for begin, end, first, span in parts:
                     whole = span == end - begin
-                    target = out[begin:end] if whole else between[:span]
+                    target: Any = out[begin:end] if whole else between[:span]
                     file.seek(first * self._token_bytes)
                     if file.readinto(memoryview(target).cast("B")) != target.nbytes:
                         raise CytosaeError(f"{path} is cut short; run 'cytosae tokens' again.")
