@@ -22,7 +22,7 @@ from cytosae.cells import Cells, ImageReader, UnreadableImageError, decode_image
 from cytosae.storage import commit_file, commit_folder, same_work, write_table
 from cytosae.tokens._forward import check_mode, choose_forward
 from cytosae.tokens._kinds import KINDS, Kept
-from cytosae.tokens._store import KIND, STORED, TORCH, VERSION, TokenStore
+from cytosae.tokens._store import KIND, STORED, TORCH, VERSION, TokenStore, image_keys
 
 #: Images a forward pass; the last batch is padded to it, so that a cell's tokens do not depend on how many follow.
 BATCH = 16
@@ -104,7 +104,7 @@ def extract_tokens(
             top, forward = _write_shards(frame, cells.root, backbone, layer, store, kept, folder, compile)
         finally:
             backbone.compiled = 0  # whoever computes tokens with it next has not asked for compiled ones
-        rows = kept.rows(frame["cell_id"].to_numpy(np.int64))
+        rows = kept.rows(frame["cell_id"].to_numpy(np.int64)) | {"image": pa.array(image_keys(frame["sha256"]))}
         write_table(folder / "rows.parquet", pa.table(rows), kind="token rows", version=version, atomic=False)
         extra |= {
             "n_rows": len(frame),

@@ -29,6 +29,11 @@ _GAP = 16
 _ADVISE = getattr(os, "posix_fadvise", None)
 
 
+def image_keys(sha256: Sequence[str | None]) -> npt.NDArray[np.uint64]:
+    """The first 16 hexadecimal digits of each sha256 as a number; 0 where there is none."""
+    return np.array([int(text[:16], 16) if isinstance(text, str) else 0 for text in sha256], np.uint64)
+
+
 class TokenStore:
     """Tokens of many cells on disk.
 
@@ -94,13 +99,22 @@ class TokenStore:
         shape = (-1, self.n_tokens, self.d_in)
         return [np.memmap(self.folder / n, dtype=STORED[self.dtype], mode="r").reshape(shape) for n in self._names]
 
-    def rows_of(self, cell_ids: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def rows_of(
+        self, cell_ids: Sequence[int] | npt.NDArray[np.int64], sha256: Sequence[str | None] | None = None
+    ) -> npt.NDArray[np.int64]:
         """Row numbers of cells.
+
+        Parameters
+        ----------
+        cell_ids
+            Their ids in the table that the tokens were made from.
+        sha256
+            Of their images, where it is to be compared: another table means other cells by the same ids.
 
         Raises
         ------
         CytosaeError
-            A cell has no tokens here.
+            A cell has no tokens here, or by its id stand the tokens of another image.
         """
         wanted = np.asarray(cell_ids, dtype=np.int64)
         rows = np.searchsorted(self.cell_ids, wanted)
@@ -111,7 +125,23 @@ class TokenStore:
                 f"{self.folder} has no tokens of cell {wanted[~found][0]} ({(~found).sum()} of {len(wanted)} are "
                 "missing); extract the tokens of these cells first."
             )
+        if sha256 is not None and self._images is not None:
+            keys = image_keys(sha256)
+            other = (keys != 0) & (keys != self._images[rows])
+            if other.any():
+                raise CytosaeError(
+                    f"{self.folder} holds tokens of another image by the id of cell {wanted[other][0]} ({other.sum()} of "
+                    f"{len(wanted)} differ), so they were made from another table; give that table, or extract again."
+                )
         return rows.astype(np.int64)
+
+    @cached_property
+    def _images(self) -> npt.NDArray[np.uint64] | None:
+        """`image_keys` of the rows; None of a store from before they were kept."""
+        path = self.folder / "rows.parquet"
+        if "image" not in pq.read_schema(path).names:
+            return None
+        return np.asarray(pq.read_table(path, columns=["image"])["image"].to_numpy(), np.uint64)
 
     def read(self, rows: npt.NDArray[np.int64], *, kind: str = "all", partial: bool = False) -> torch.Tensor:
         """Tokens of some rows.
