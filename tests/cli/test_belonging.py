@@ -29,8 +29,8 @@ def store(few_cells: Cells, tmp_path: Path) -> TokenStore:
 @pytest.fixture
 def other_table(cell_folder: Path, store: TokenStore, tmp_path: Path) -> Cells:
     """As many cells by the same ids, but all others under them."""
-    for path in sorted(cell_folder.rglob("*.jpg"))[:1]:
-        shutil.move(path, path.parents[1] / "zz.jpg")
+    last = sorted(cell_folder.rglob("*.jpg"))[-1]
+    shutil.move(last, cell_folder / "a.jpg")  # which comes first
     return build_cells(cell_folder, tmp_path / "other.parquet")
 
 
