@@ -15,8 +15,9 @@ from cytosae.tokens._store import TORCH, TokenStore
 
 #: Bytes of tokens kept in memory. A fixed number and not what happens to be free: it decides the order.
 MEMORY_LIMIT = 4 * 2**30
-#: Neighbouring tokens that stay together where the tokens do not fit: a row of DINOv2's grid, one call to the disk. Whole
-#: cells would make the batches' means vary by half as much again, single tokens only 3% less.
+#: Neighbouring tokens that stay together where the tokens do not fit: half a row of DINOv2's grid. Measured with a fifth in
+#: memory, the variance of the batches' means is 1.06, 1.17 and 1.46 times the ideal with runs of 4, 16 and 64; shorter runs
+#: mean more reads for the same bytes.
 RUN = 8
 #: Tokens read at once while a block is gathered.
 _READ = 4096
