@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cytosae._errors import UsageError
 from cytosae.cli._common import done, verb
 
 
@@ -39,6 +40,8 @@ def command(
 
     dictionary = load_sae(sae, device=device)
     known = ConceptIndex(index) if index else None
+    if known and known.manifest["inputs"].get("sae") not in (None, dictionary.hash):
+        raise UsageError(f"{index} is not an index of {sae}; give the dictionary it was made with.")
     backbone, layer = backbone_of(dictionary, device, weights)
     records: list[dict[str, Any]] = []
     inputs = {"sae": dictionary.hash, **({"index": known.hash} if known else {})}
