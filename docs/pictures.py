@@ -1,6 +1,9 @@
-"""Draw the pictures of the documentation from the demo's run, in a real browser.
+"""Draw the pictures of the documentation from the demo's run, in a real browser; and those of concepts on real data sets.
 
 Usage: ``make demo``, then ``python -m pip install playwright`` and ``python docs/pictures.py`` (wants a Chromium on the path).
+
+``python docs/pictures.py concepts FOLDER`` draws compare, atlas and maps instead (no browser). FOLDER is what the commands of
+``docs/compare.md`` and ``docs/atlas.md`` make.
 """
 
 from __future__ import annotations
@@ -13,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from cytosae import ConceptIndex, TokenStore, concept_map, load_sae, read_cells
+from cytosae.cells import ImageReader, decode_image
+from cytosae.concepts import concepts_within, draw_maps
 
 DOCS = Path(__file__).parent
 RUN = DOCS.parent / "runs" / "demo"
@@ -95,6 +102,87 @@ def explained() -> None:
         save(picture.read_bytes(), "explain")
 
 
+def concepts(folder: Path) -> None:
+    """The pictures of compare, atlas and maps."""
+    for name in ("compare-marrow", "compare-camera"):
+        save((folder / name / "compare.png").read_bytes(), name)
+    save((folder / "atlas" / "atlas.png").read_bytes(), "atlas")
+    sides = {name: Side(folder, name) for name in ("blood", "marrow", "camera")}
+    latent = shared_concept([side.index for side in sides.values()], "eosinophil")
+    images, maps, titles = [], [], []
+    for name, side in sides.items():
+        for cell_id, title in side.best(latent, 3):
+            images.append(side.pixels(cell_id))
+            maps.append(side.map(cell_id, latent))
+            titles.append(f"{name}: {title}")
+    save_figure(draw_maps(images, maps, titles), "compare-exemplars")
+    blood = sides["blood"]
+    cell_id, title = blood.best(latent, 1)[0]
+    own = blood.tokens(cell_id)
+    pixels = blood.pixels(cell_id)
+    for way in ("nearest", "smooth"):
+        save_figure(draw_maps(images[:4], maps[:4], titles[:4], way=way), f"maps-{way}")
+    codes = blood.sae.encode(own).numpy()
+    height, width = pixels.shape[:2]
+    grid = blood.store.grid
+    box = (0.3 * width, 0.3 * height, 0.7 * width, 0.7 * height)
+    found, amount = concepts_within(codes, box, grid, width, height, 4)
+    print(f"concept {latent}, first cell {cell_id} ({title}); strongest in its middle: "
+          + ", ".join(f"{i} ({v:.2f})" for i, v in zip(found, amount, strict=True)))  # fmt: skip
+
+
+class Side:
+    """One data set of the folder: table, tokens, index."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Read the parts of `name`."""
+        self.cells, self.index = read_cells(folder / f"{name}.parquet"), ConceptIndex(folder / f"index-{name}")
+        self.store, self.sae = TokenStore(folder / f"tokens-{name}"), load_sae(folder / "sae")
+        self.rows, self.reader = self.cells.frame.set_index("cell_id"), ImageReader(self.cells.root)
+
+    def best(self, latent: int, n: int) -> list[tuple[int, str]]:
+        """The first exemplars shown: cell and label with value."""
+        rows = self.index.exemplars_of(latent).head(n)
+        return [(int(r.cell_id), f"{self.rows.loc[r.cell_id, 'label']}\n{r.value:.2f}") for r in rows.itertuples()]
+
+    def pixels(self, cell_id: int) -> Any:
+        """The decoded image."""
+        row = self.rows.loc[cell_id]
+        return decode_image(self.reader.read(row["image"], row["sha256"])).pixels
+
+    def tokens(self, cell_id: int) -> Any:
+        """Tokens of its patches."""
+        return self.store.read(self.store.rows_of([cell_id]), kind="patch")[0].float()
+
+    def map(self, cell_id: int, latent: int) -> Any:
+        """Codes of one concept on its patches."""
+        return concept_map(self.sae, self.tokens(cell_id), latent, self.store.grid)
+
+
+def shared_concept(indices: list[ConceptIndex], label: str) -> int:
+    """The concept whose ten exemplars are most of them of a label in every set, and strongest in the first."""
+    share = sum(
+        (
+            i.concepts["top_label_share"].where(i.concepts["top_label"].str.startswith(label), 0).fillna(0)
+            for i in indices[1:]
+        ),
+        indices[0].concepts["top_label_share"].where(indices[0].concepts["top_label"] == label, 0).fillna(0),
+    )
+    order = (
+        indices[0].concepts.assign(share=share).sort_values(["share", "max_activation"], ascending=False, kind="stable")
+    )
+    return int(order["latent"].iloc[0])
+
+
+def save_figure(figure: Any, name: str) -> None:
+    """Write a matplotlib figure as `save` does."""
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    save(buffer.getvalue(), name)
+
+
 def png(data: bytes) -> Image.Image:
     """A picture from PNG bytes."""
     import io
@@ -111,4 +199,9 @@ def save(data: bytes, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["concepts"] and len(sys.argv) == 3:
+        concepts(Path(sys.argv[2]))
+    elif len(sys.argv) == 1:
+        main()
+    else:
+        sys.exit("pictures: say nothing, or: concepts FOLDER")
