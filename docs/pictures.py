@@ -19,12 +19,14 @@ from PIL import Image
 
 from cytosae import ConceptIndex, TokenStore, concept_map, load_sae, read_cells
 from cytosae.cells import ImageReader, decode_image
-from cytosae.concepts import concepts_within, draw_maps
+from cytosae.concepts import draw_maps
 
 DOCS = Path(__file__).parent
 RUN = DOCS.parent / "runs" / "demo"
 IMAGES = DOCS / "images"
 
+#: Data sets of the pictures of concepts, by the names of their files.
+SETS = ("blood", "marrow", "camera")
 #: picture -> what it shows of the page
 PARTS = {
     "quality": "#quality",
@@ -104,31 +106,20 @@ def explained() -> None:
 
 def concepts(folder: Path) -> None:
     """The pictures of compare, atlas and maps."""
-    for name in ("compare-marrow", "compare-camera"):
+    for name in sorted(path.name for path in folder.glob("compare-*")):
         save((folder / name / "compare.png").read_bytes(), name)
     save((folder / "atlas" / "atlas.png").read_bytes(), "atlas")
-    sides = {name: Side(folder, name) for name in ("blood", "marrow", "camera")}
-    latent = shared_concept([side.index for side in sides.values()], "eosinophil")
-    images, maps, titles = [], [], []
+    sides = {name: Side(folder, name) for name in SETS if (folder / f"index-{name}").exists()}
+    latent = shared_concept([side.index for side in sides.values()], "eos")
+    shown: list[tuple[Any, Any, str]] = []
     for name, side in sides.items():
-        for cell_id, title in side.best(latent, 3):
-            images.append(side.pixels(cell_id))
-            maps.append(side.map(cell_id, latent))
-            titles.append(f"{name}: {title}")
-    save_figure(draw_maps(images, maps, titles), "compare-exemplars")
-    blood = sides["blood"]
-    cell_id, title = blood.best(latent, 1)[0]
-    own = blood.tokens(cell_id)
-    pixels = blood.pixels(cell_id)
-    for way in ("nearest", "smooth"):
-        save_figure(draw_maps(images[:4], maps[:4], titles[:4], way=way), f"maps-{way}")
-    codes = blood.sae.encode(own).numpy()
-    height, width = pixels.shape[:2]
-    grid = blood.store.grid
-    box = (0.3 * width, 0.3 * height, 0.7 * width, 0.7 * height)
-    found, amount = concepts_within(codes, box, grid, width, height, 4)
-    print(f"concept {latent}, first cell {cell_id} ({title}); strongest in its middle: "
-          + ", ".join(f"{i} ({v:.2f})" for i, v in zip(found, amount, strict=True)))  # fmt: skip
+        of_side = [(side.pixels(c), side.map(c, latent), f"{name}: {title}") for c, title in side.best(latent, 4)]
+        if name == "blood":
+            for way in ("nearest", "smooth"):
+                save_figure(draw_maps(*zip(*of_side, strict=True), way=way), f"maps-{way}")
+        shown += of_side[:3]
+    save_figure(draw_maps(*zip(*shown, strict=True), way="smooth"), "compare-exemplars")
+    print(f"concept {latent}: ", *(f"{n} {s.index.concepts.loc[latent].to_dict()}" for n, s in sides.items()), sep="\n")
 
 
 class Side:
@@ -160,18 +151,13 @@ class Side:
 
 
 def shared_concept(indices: list[ConceptIndex], label: str) -> int:
-    """The concept whose ten exemplars are most of them of a label in every set, and strongest in the first."""
-    share = sum(
-        (
-            i.concepts["top_label_share"].where(i.concepts["top_label"].str.startswith(label), 0).fillna(0)
-            for i in indices[1:]
-        ),
-        indices[0].concepts["top_label_share"].where(indices[0].concepts["top_label"] == label, 0).fillna(0),
-    )
-    order = (
-        indices[0].concepts.assign(share=share).sort_values(["share", "max_activation"], ascending=False, kind="stable")
-    )
-    return int(order["latent"].iloc[0])
+    """The concept whose exemplars are most of them of a label (by its first letters) in every set; of equal ones the strongest."""
+    of_label = [
+        i.concepts["top_label_share"].where(i.concepts["top_label"].str.lower().str.startswith(label), 0).fillna(0)
+        for i in indices
+    ]
+    first = indices[0].concepts.assign(share=sum(of_label))
+    return int(first.sort_values(["share", "max_activation"], ascending=False, kind="stable")["latent"].iloc[0])
 
 
 def save_figure(figure: Any, name: str) -> None:
