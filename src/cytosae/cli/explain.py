@@ -33,10 +33,10 @@ def command(
 ) -> None:
     """Show which concepts each of IMAGES carries, and where: one picture an image, and explain.json."""
     from cytosae._progress import track
-    from cytosae.concepts import ConceptIndex, backbone_of, explain
+    from cytosae.concepts import ConceptIndex, backbone_of, explain, names_path
     from cytosae.reports import save_explanation
     from cytosae.sae import load_sae
-    from cytosae.storage import commit_folder, hash_file
+    from cytosae.storage import artifact_hash, commit_folder, hash_file
 
     dictionary = load_sae(sae, device=device)
     known = ConceptIndex(index) if index else None
@@ -45,6 +45,8 @@ def command(
     backbone, layer = backbone_of(dictionary, device, weights)
     records: list[dict[str, Any]] = []
     inputs = {"sae": dictionary.hash, **({"index": known.hash} if known else {})}
+    if known and names_path(known).exists():
+        inputs["names"] = artifact_hash(names_path(known))
     with commit_folder(out, kind="explanations", version=1, inputs=inputs, config={"concepts": concepts}) as (
         folder,
         extra,
