@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from cytosae.evaluation._attributes import Attributes
+from cytosae.evaluation._cell_types import CellTypes
 from cytosae.evaluation._reconstruction import Reconstruction
 from cytosae.evaluation._section import Section
 
-SECTIONS: tuple[Section, ...] = (Reconstruction(),)
+SECTIONS: tuple[Section, ...] = (Reconstruction(), Attributes(), CellTypes())
