@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from cytosae.cells import SCHEMA, Cells, read_cells, write_cells
+from cytosae.evaluation import Context, open_context
 from cytosae.sae import KIND as SAE
-from cytosae.sae import SparseAutoencoder, save_sae
+from cytosae.sae import SparseAutoencoder, load_sae, save_sae
 from cytosae.storage import commit_folder
 from cytosae.tokens import TokenStore
 
@@ -30,6 +32,9 @@ class World:
     @property
     def arguments(self) -> dict[str, object]:
         return {"cells": self.folder / "cells.parquet", "tokens": [self.folder / "tokens"]}
+
+    def sae_of(self, folder: Path) -> SparseAutoencoder:
+        return load_sae(folder / "sae")
 
 
 def directions(seed: int = 0) -> torch.Tensor:
@@ -90,3 +95,7 @@ def write_store(folder: Path, tokens: np.ndarray, ids: np.ndarray) -> None:
         extra |= {"n_rows": len(ids), "n_tokens": tokens.shape[1], "n_prefix": 1, "grid": list(GRID), "d_in": tokens.shape[2],
                   "token_kinds": ["class"] + ["patch"] * (tokens.shape[1] - 1), "dtype": "float32", "layer": -2,
                   "backbone": {"name": "stand-in", "sha256": "0" * 64}, "preprocessing": {}, "precision": "float32"}  # fmt: skip
+
+
+def context_of(world: World, out: Path, sae: str = "sae", n_draws: int = 100, **options: Any) -> Context:
+    return replace(open_context(world.folder / sae, out, **world.arguments, **options), n_draws=n_draws)  # type: ignore[arg-type]

@@ -28,7 +28,9 @@ class Attributes:
 
     name, version = "attributes", 1
     title = "Morphological attributes"
-    question = "Do single concepts, or a few of them, say what pathologists see: size, shape, chromatin, vacuoles, granules?"
+    question = (
+        "Do single concepts, or a few of them, say what pathologists see: size, shape, chromatin, vacuoles, granules?"
+    )
 
     def missing(self, context: Context) -> str | None:
         """Columns of attributes, with enough cells."""
@@ -45,8 +47,14 @@ class Attributes:
         targets = _targets(context)
         answers = answer(context, targets, floor=True)
         assert answers is not None
-        lists = [comparisons(answers, within=False, where="overall"), comparisons(answers, within=True, where="within type")]
-        tables = [_kappas(context, answers), group_table(answers, within=False, title="By attribute, overall", first="attribute")]
+        lists = [
+            comparisons(answers, within=False, where="overall"),
+            comparisons(answers, within=True, where="within type"),
+        ]
+        tables = [
+            _kappas(context, answers),
+            group_table(answers, within=False, title="By attribute, overall", first="attribute"),
+        ]
         within = group_table(answers, within=True, title="By attribute, within a cell type", first="attribute")
         measurable = {row[0] for row in within["rows"]}
         within["rows"] += [[name, *["not measurable"] * (len(within["header"]) - 1)] for name in ATTRIBUTES
@@ -96,13 +104,25 @@ def _kappas(context: Context, answers: Answers) -> dict[str, Any]:
         truth = np.stack([targets[i].positive[scored] for i in at], axis=1).argmax(1)
         weights = answers.cells.weights[:, scored]
 
-        def kappa(values: Any, at: list[int] = at, scored: Any = scored, truth: Any = truth, weights: Any = weights) -> str:
+        def kappa(
+            values: Any, at: list[int] = at, scored: Any = scored, truth: Any = truth, weights: Any = weights
+        ) -> str:
             found = interval(as_score(cohen_kappa(values[scored][:, at].argmax(1), truth, len(at), weights)))
-            return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})" if found["low"] is not None else "not measurable"
+            return (
+                f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+                if found["low"] is not None
+                else "not measurable"
+            )
 
         dictionary = answers.sides["dictionary"][1].predictions
         row = [name, annotators, kappa(answers.floor_values), *(kappa(dictionary[k]) for k in _KAPPAS)]
-        rows.append([*row, kappa(answers.sides["raw"][1].predictions["probe 5"]), kappa(answers.sides["mean-token"][1].predictions["full"])])
+        rows.append(
+            [
+                *row,
+                kappa(answers.sides["raw"][1].predictions["probe 5"]),
+                kappa(answers.sides["mean-token"][1].predictions["full"]),
+            ]
+        )
     return {
         "title": "Agreement with the annotation (Cohen's kappa)", "rows": rows,
         "header": ["attribute", "annotators among themselves", "cell type alone", *_KAPPAS.values(), "five raw dimensions", "mean patch token, all"],

@@ -53,7 +53,9 @@ class CellTypes:
             "Image size, compression and colour leak the class or the slide in some sets; a unit may read these and not the cell.",
         ]
         if any("acevedo" in s for s in sets):
-            notes.append("Acevedo has no patient identifiers: cells of one person stand on both sides, so scores and intervals are optimistic.")
+            notes.append(
+                "Acevedo has no patient identifiers: cells of one person stand on both sides, so scores and intervals are optimistic."
+            )
         if any("chula" in s for s in sets):
             notes.append("Six of the twenty Chula slides hold basophils only: the slide gives the type away.")
         return {

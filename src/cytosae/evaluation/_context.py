@@ -19,6 +19,7 @@ from cytosae.cells import Cells
 from cytosae.concepts import backbone_of
 from cytosae.concepts._stream import StoredTokens
 from cytosae.evaluation._pooled import Floats, pooled
+from cytosae.evaluation._random_decoder import with_fitted_decoder
 from cytosae.evaluation._split import split_for_scoring
 from cytosae.evaluation._units import DictionaryUnits, Units, pca_units, random_units, raw_units
 from cytosae.sae import SparseAutoencoder
@@ -136,6 +137,19 @@ class Context:
             made.append(
                 DictionaryUnits(self.frozen, "frozen-decoder", "dictionary with a frozen random decoder", "control")
             )
+        return made
+
+    @cached_property
+    def random_dictionary(self) -> SparseAutoencoder:
+        """The first of the random controls, with a decoder fitted to choosing cells: it reconstructs as well as it can."""
+        return with_fitted_decoder(random_units(self.sae, self.sample, self.seed), self.sample, self.seed)
+
+    @cached_property
+    def reconstructing(self) -> dict[str, tuple[str, SparseAutoencoder]]:
+        """name -> (title, dictionary) of the controls that give tokens back from codes."""
+        made = {"random": ("random directions, fitted decoder", self.random_dictionary)}
+        if self.frozen is not None:
+            made["frozen-decoder"] = ("frozen random decoder", self.frozen)
         return made
 
     @cached_property

@@ -49,8 +49,7 @@ class Reconstruction:
         weights = draw_weights(context.unit[rows], context.n_draws, context.seed)
         trained = context.sae.info.get("token_kinds") or ["patch"]
         saes = {"dictionary": context.sae, **context.saes}
-        if context.frozen is not None:
-            saes["frozen-decoder"] = context.frozen
+        saes |= {name: control for name, (_, control) in context.reconstructing.items()}
         table: list[list[Any]] = []
         comparisons, front, pca_front = [], [], []
         histogram: dict[str, list[float]] = {}
@@ -73,9 +72,10 @@ class Reconstruction:
                     pca_front.append((m["l0"], 1 - theirs.value))
                 if name == "dictionary":
                     others = [("pca", f"{k} principal components", theirs)]
-                    if "frozen-decoder" in found:
-                        frozen = _explained(found["frozen-decoder"].error, spread, weights)
-                        others.append(("frozen-decoder", "frozen random decoder", frozen))
+                    others += [
+                        (c, title, _explained(found[c].error, spread, weights))
+                        for c, (title, _) in context.reconstructing.items()
+                    ]
                     comparisons.append(compare(f"explained variance, {kind} tokens", ours, others))
                     if kind == "patch":
                         histogram = one.histogram or {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cytosae.evaluation._attributes import Attributes
 from cytosae.evaluation._cell_types import CellTypes
+from cytosae.evaluation._fidelity import Fidelity
 from cytosae.evaluation._reconstruction import Reconstruction
 from cytosae.evaluation._section import Section
 
-SECTIONS: tuple[Section, ...] = (Reconstruction(), Attributes(), CellTypes())
+SECTIONS: tuple[Section, ...] = (Reconstruction(), Fidelity(), Attributes(), CellTypes())

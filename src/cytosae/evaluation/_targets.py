@@ -57,7 +57,13 @@ class Target:
 
 
 def targets_of(
-    frame: pd.DataFrame, part: npt.NDArray[Any], column: str, *, group: str = "", strata: str = "", among: Bools | None = None
+    frame: pd.DataFrame,
+    part: npt.NDArray[Any],
+    column: str,
+    *,
+    group: str = "",
+    strata: str = "",
+    among: Bools | None = None,
 ) -> list[Target]:
     """One target for each value of a column, over all cells that have one; with `strata`, within each value of that column.
 
@@ -87,7 +93,14 @@ def targets_of(
         for value in sorted(values[known].unique()):
             positive = here & (values == value).fillna(False).to_numpy(bool)
             out.append(
-                Target(group or column, str(value), str(stratum), positive, here & (part == "choose"), here & (part == "score"))
+                Target(
+                    group or column,
+                    str(value),
+                    str(stratum),
+                    positive,
+                    here & (part == "choose"),
+                    here & (part == "score"),
+                )
             )
     return out
 

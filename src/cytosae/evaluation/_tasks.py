@@ -70,7 +70,10 @@ def answer(context: Context, targets: Sequence[Target], *, floor: bool) -> Answe
         X = {pool: np.asarray(context.features(units, pool)[rows]) for pool in POOLS}
         say(f"{units.name}: {len(cut)} targets, {n_alive[units.name]:,} candidates")
         candidates = Candidates.of(X, cut, choosing)
-        sides[units.name] = (units.title, read_out(cells, candidates, size, n_repeats, context.seed, full=units.name not in ("raw", "pca")))
+        sides[units.name] = (
+            units.title,
+            read_out(cells, candidates, size, n_repeats, context.seed, full=units.name not in ("raw", "pca")),
+        )
         if units.kind == "dictionary":
             shuffled = _shuffled(cells, X, context.seed)
     for name, title, features in _token_features(context, rows):
@@ -94,7 +97,11 @@ def comparisons(answers: Answers, *, within: bool, where: str) -> list[dict[str,
                     if asked in readout.scores and (score := overall(answers.cells, readout.scores[asked], within=within))]  # fmt: skip
         if asked == "single" and (by_chance := overall(answers.cells, answers.shuffled, within=within)):
             controls.append(("shuffled", "dictionary, labels shuffled", by_chance))
-        if answers.floors is not None and not within and asked not in ("f1", "single equal", f"probe {EQUAL_SIZE} equal"):
+        if (
+            answers.floors is not None
+            and not within
+            and asked not in ("f1", "single equal", f"probe {EQUAL_SIZE} equal")
+        ):
             floor = overall(answers.cells, answers.floors, within=False)
             if floor is not None:
                 controls.append(("floor", "cell type alone", floor))
@@ -109,7 +116,13 @@ def probe_series(answers: Answers, *, within: bool, where: str) -> dict[str, Any
         if "probe 1" in readout.scores:
             found = [(k, overall(answers.cells, readout.scores[f"probe {k}"], within=within)) for k in SIZES]
             lines.append({"name": title, "points": [[k, s.value] for k, s in found if s is not None]})
-    return {"title": f"Probes of a few units, {where}", "x": "units", "y": "average precision", "log_x": True, "lines": lines}
+    return {
+        "title": f"Probes of a few units, {where}",
+        "x": "units",
+        "y": "average precision",
+        "log_x": True,
+        "lines": lines,
+    }
 
 
 def group_table(answers: Answers, *, within: bool, title: str, first: str) -> dict[str, Any]:
@@ -127,7 +140,12 @@ def group_table(answers: Answers, *, within: bool, title: str, first: str) -> di
         floor = [floors[group].value] if floors and not within else []
         rows.append([group, base[group].value, *floor, _text(scores["dictionary"][group]),
                      *(scores[n][group].value for n in names[1:]), _text(five[group])])  # fmt: skip
-    return {"title": title, "header": header, "rows": rows, "note": "Average precision of the best single unit, mean over the values; 95% interval."}
+    return {
+        "title": title,
+        "header": header,
+        "rows": rows,
+        "note": "Average precision of the best single unit, mean over the values; 95% interval.",
+    }
 
 
 def chosen_table(answers: Answers) -> dict[str, Any]:
@@ -141,7 +159,15 @@ def chosen_table(answers: Answers) -> dict[str, Any]:
         yes, no, yes_scored, no_scored = target.counts
         rows.append([name, f"{pick.unit} ({pick.pool})", f"{yes} / {no}", f"{yes_scored} / {no_scored}", pick.precision,
                      _text(score), kappa.value])  # fmt: skip
-    header = ["target", "concept (over patches)", "with / without, choosing", "with / without, scored", "AP choosing", "AP scored", "kappa"]
+    header = [
+        "target",
+        "concept (over patches)",
+        "with / without, choosing",
+        "with / without, scored",
+        "AP choosing",
+        "AP scored",
+        "kappa",
+    ]
     return {"title": "The concept chosen for each target", "header": header, "rows": rows, "folded": True}
 
 
@@ -150,10 +176,16 @@ def not_measurable(targets: Sequence[Target]) -> dict[str, Any] | None:
     found: dict[tuple[str, str], list[str]] = {}
     for t in targets:
         if not t.measurable and t.counts[0] + t.counts[2] > 0:
-            found.setdefault((t.group, t.stratum or "all cells"), []).append(f"{t.value} ({t.counts[0]} / {t.counts[2]})")
+            found.setdefault((t.group, t.stratum or "all cells"), []).append(
+                f"{t.value} ({t.counts[0]} / {t.counts[2]})"
+            )
     rows = [[group, stratum, ", ".join(values)] for (group, stratum), values in sorted(found.items())]
     note = "Fewer than 20 with or 20 without on a side. In brackets: how many have it among choosing and scored cells."
-    return {"title": "Not measurable", "header": ["what", "among", "values"], "rows": rows, "note": note, "folded": True} if rows else None
+    return (
+        {"title": "Not measurable", "header": ["what", "among", "values"], "rows": rows, "note": note, "folded": True}
+        if rows
+        else None
+    )
 
 
 def _text(score: Score) -> str:
@@ -174,7 +206,9 @@ def _token_features(context: Context, rows: Array) -> list[tuple[str, str, Array
     mean = np.concatenate([context.read(rows[i : i + 64], "patch").mean(1).numpy() for i in range(0, len(rows), 64)])
     out = [("mean-token", "mean patch token", mean)]
     if "class" in context.kinds():
-        first = np.concatenate([context.read(rows[i : i + 512], "class")[:, 0].numpy() for i in range(0, len(rows), 512)])
+        first = np.concatenate(
+            [context.read(rows[i : i + 512], "class")[:, 0].numpy() for i in range(0, len(rows), 512)]
+        )
         out.append(("class-token", "class token", first))
     return out
 
