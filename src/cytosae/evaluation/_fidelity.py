@@ -185,7 +185,7 @@ def _nearest(train: Array, labels: Array, X: Array) -> Array:
     votes = np.zeros((len(X), int(labels.max()) + 1))
     for place in range(order.shape[1]):
         votes[np.arange(len(X)), labels[order[:, place]]] += 1 + 1e-6 * (order.shape[1] - place)
-    return votes.argmax(1)
+    return np.asarray(votes.argmax(1))
 
 
 def _linear(train: Array, labels: Array, X: Array, groups: Array) -> Array:
@@ -194,7 +194,7 @@ def _linear(train: Array, labels: Array, X: Array, groups: Array) -> Array:
     wanted = np.zeros((len(both), int(labels.max()) + 1), bool)
     wanted[np.arange(len(train)), labels] = True
     group = np.concatenate([groups, np.full(len(X), groups.max() + 1)])
-    return ridge_scores(both, wanted, choose, group)[len(train) :].argmax(1)
+    return np.asarray(ridge_scores(both, wanted, choose, group)[len(train) :].argmax(1))
 
 
 def _text(score: Score) -> str:

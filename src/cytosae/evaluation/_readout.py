@@ -108,7 +108,7 @@ def full_probe(cells: Cells, X: Array) -> Array:
         first = cells.targets[same[0]]
         rows = np.flatnonzero(first.choose | first.score)
         positive = np.stack([cells.targets[i].positive[rows] for i in same], axis=1)
-        out[np.ix_(rows, same)] = ridge_scores(X[rows], positive, first.choose[rows], cells.group[rows])
+        out[rows[:, None], same] = ridge_scores(X[rows], positive, first.choose[rows], cells.group[rows])
     return out
 
 

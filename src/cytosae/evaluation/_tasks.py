@@ -96,7 +96,7 @@ def comparisons(answers: Answers, *, within: bool, where: str) -> list[dict[str,
         controls = [(name, title_of, score) for name, (title_of, readout) in answers.sides.items() if name != "dictionary"
                     if asked in readout.scores and (score := overall(answers.cells, readout.scores[asked], within=within))]  # fmt: skip
         if asked == "single" and (by_chance := overall(answers.cells, answers.shuffled, within=within)):
-            controls.append(("shuffled", "dictionary, labels shuffled", by_chance))
+            controls.append(("shuffled", "shuffled labels", by_chance))
         if (
             answers.floors is not None
             and not within

@@ -118,7 +118,7 @@ class RandomUnits:
     centre: torch.Tensor
     threshold: torch.Tensor
     name: str = "random"
-    title: str = "random directions, same frequency"
+    title: str = "random directions"
     kind: str = "control"
 
     @property
@@ -170,10 +170,10 @@ def random_units(sae: SparseAutoencoder, sample: torch.Tensor, seed: int, number
         last = along.gather(1, (n - 1).clamp(min=0)[:, None])[:, 0]
         following = along.gather(1, n[:, None])[:, 0]
         threshold[a : a + step] = torch.where(n == 0, following, (last + following) / 2)
-    name = "random" if not number else f"random-{number + 1}"
-    return RandomUnits(
-        W, sae.b_dec, threshold, name, "random directions, same frequency" + f" ({number + 1})" * bool(number)
+    name, title = (
+        ("random", "random directions") if not number else (f"random-{number + 1}", f"random directions ({number + 1})")
     )
+    return RandomUnits(W, sae.b_dec, threshold, name, title)
 
 
 def _hash(*tensors: torch.Tensor | None) -> str:
