@@ -32,7 +32,7 @@ class Cells:
     group
         int [n]: cells that belong together.
     weights
-        int16 [1 + n_draws, n]: see `draw_weights`.
+        int16 [1 + n_draws, n]: see `draw_weights`; 0 for cells that are not scored.
     """
 
     targets: Sequence[Target]

@@ -58,7 +58,10 @@ def answer(context: Context, targets: Sequence[Target], *, floor: bool) -> Answe
     cut = [replace(t, positive=t.positive[rows], choose=t.choose[rows], score=t.score[rows]) for t in measurable]
     choosing = np.logical_or.reduce([t.choose for t in cut])
     group = context.unit[rows]
-    cells = Cells(cut, choosing, group, draw_weights(group, context.n_draws, context.seed))
+    scored = np.logical_or.reduce([t.score for t in cut])
+    weights = np.zeros((1 + context.n_draws, len(rows)), np.int16)
+    weights[:, scored] = draw_weights(group[scored], context.n_draws, context.seed)
+    cells = Cells(cut, choosing, group, weights)
     n_alive = {u.name: _n_alive(context, u, rows[choosing]) for u in context.units}
     size = min(n_alive.values())
     sides: dict[str, tuple[str, Readout]] = {}
