@@ -129,6 +129,17 @@ def _yes_or_no(cells: Cells, target: Target, values: Array) -> dict[str, Score]:
     }
 
 
+def surest(cells: Cells, values: Array, at: Sequence[int], scored: Array) -> Array:
+    """The value of each scored cell whose probe is furthest above its threshold: int [n scored], positions in `at`.
+
+    A value's threshold lets it be said of as many choosing cells as have it: a regression on yes and no would never say
+    rare ones.
+    """
+    choose = cells.targets[at[0]].choose
+    thresholds = [np.quantile(values[choose, i], 1 - cells.targets[i].positive[choose].mean()) for i in at]
+    return np.asarray((values[scored][:, list(at)] - thresholds).argmax(1))
+
+
 def by_group(cells: Cells, scores: Sequence[Score], *, within: bool) -> dict[str, Score]:
     """Mean score of each group of targets: over its values, then (`within`) over the strata where it is measurable."""
     found: dict[str, dict[str, list[Score]]] = {}
