@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "Lay the same concepts on several sets of cells side by side."),
     "atlas": ("atlas", "Lay the concepts of an index out on a map, with suggested captions."),
     "explain": ("explain", "Show which concepts an image carries, and where."),
+    "evaluate": ("evaluate", "Score a dictionary beside its controls: what a concept is worth."),
     "cohort": ("cohort", "Simulate patients made of real labelled cells."),
     "patients": ("patients", "Describe, compare and classify patients by the concepts of their cells."),
     "report": ("report", "Write one self-contained report.html of a run."),

@@ -1,6 +1,15 @@
 """Evaluation: what a concept is worth, always beside its controls."""
 
+from cytosae.evaluation._context import Context
 from cytosae.evaluation._controls import ControlledEntropy, controlled_entropy, measure_controls, random_directions
 from cytosae.evaluation._on_cell import on_cell_share
+from cytosae.evaluation._open import open_context
+from cytosae.evaluation._scorecard import chosen_sections, make_scorecard
+from cytosae.evaluation._section import Section
+from cytosae.evaluation._sections import SECTIONS
+from cytosae.evaluation._units import Units
 
-__all__ = ["ControlledEntropy", "controlled_entropy", "measure_controls", "on_cell_share", "random_directions"]
+__all__ = [
+    "SECTIONS", "Context", "ControlledEntropy", "Section", "Units", "chosen_sections", "controlled_entropy",
+    "make_scorecard", "measure_controls", "on_cell_share", "open_context", "random_directions",
+]  # fmt: skip

@@ -60,6 +60,8 @@ class Recipe:
         ``tied`` (encoder = decoder, unit rows, see `blend`), or ``published`` (untied, Kaiming uniform).
     blend
         Decoder rows at the start: random directions (0), centred training tokens (1), or a blend, scaled to unit length.
+    decoder
+        ``trained``, or ``frozen``: the directions stay as they start, a control for what a dictionary learns.
     bias
         Decoder bias at the start: ``zero`` or ``geometric-median``.
     normalise
@@ -99,6 +101,7 @@ class Recipe:
     inputs: str = "standardise"
     start: str = "tied"
     blend: float = 0.0
+    decoder: str = "trained"
     bias: str = "zero"
     normalise: str = "after"
     dead: str = "auxk"
@@ -132,6 +135,7 @@ class Recipe:
             "inputs": self.inputs in ("standardise", "raw"),
             "start": self.start in ("tied", "published"),
             "blend": 0 <= self.blend <= 1,
+            "decoder": self.decoder in ("trained", "frozen"),
             "bias": self.bias in ("zero", "geometric-median"),
             "normalise": self.normalise in ("after", "before"),
             "dead": self.dead in ("auxk", "ghost", "resample", "nothing"),

@@ -110,6 +110,7 @@ class Trainer:
             points = facts.first if facts.first is not None else facts.sample[:, None]
             self.b_dec.copy_((geometric_median(points).to(device) - self.shift) * self.scale)
         self.weights = Weights.start(E.to(device), D.to(device))
+        self.frozen = self.weights.D.clone() if recipe.decoder == "frozen" else None
         self.b_dec_avg, self.b_dec_square = torch.zeros_like(self.b_dec), torch.zeros_like(self.b_dec)
         self.model = _model(recipe, n, device)
         self.silent = torch.zeros(n, dtype=torch.int64, device=device)  # tokens, or steps, since a latent last fired
@@ -152,6 +153,8 @@ class Trainer:
         self.model.learn(encoded, g_y, w, lr)
         adam = AdamStep(step + 1, lr, r.beta1, r.beta2)
         carry = self.path.update(w, centred, terms, adam, normalise=r.normalise == "after", extra=extra)
+        if self.frozen is not None:
+            w.D.copy_(self.frozen)
         self._move_b_dec(g_y[0].sum(0) - carry, adam)
         self.silent.add_(1 if r.cells_per_step else len(x)).masked_fill_(codes.fired(), 0)
         if r.dead == "resample" and len(dead) and (step + 1) % r.resample_every == 0:

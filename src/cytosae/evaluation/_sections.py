@@ -1,0 +1,11 @@
+"""The sections of a scorecard, in the order of the page."""
+
+from __future__ import annotations
+
+from cytosae.evaluation._attributes import Attributes
+from cytosae.evaluation._cell_types import CellTypes
+from cytosae.evaluation._fidelity import Fidelity
+from cytosae.evaluation._reconstruction import Reconstruction
+from cytosae.evaluation._section import Section
+
+SECTIONS: tuple[Section, ...] = (Reconstruction(), Fidelity(), Attributes(), CellTypes())
