@@ -228,23 +228,26 @@ def main() -> None:
         return peak_of(given.peak_of)
     torch.set_num_threads(THREADS)
     result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
-    result |= {"cytosae": cytosae.__version__, "machine": {**machine(), "threads": THREADS}}
+    here = {"cytosae": cytosae.__version__, **machine(), "threads": THREADS}
     shares = result.setdefault("share_of_the_bare_forward", {})
     if "vit-s" in given.parts:
         shares["vit-s/14 (dinov2-s)"] = speed(load_backbone("dinov2-s", precision="bfloat16"), 96, given.rounds)
+        shares["vit-s/14 (dinov2-s)"]["machine"] = here
     if "vit-b" in given.parts:
         shares["vit-b/14 (random weights)"] = speed(random_backbone("vit_base_patch14_dinov2"), 48, given.rounds)
+        shares["vit-b/14 (random weights)"]["machine"] = here
     if "compiled" in given.parts:
         gains = result.setdefault("compiled_over_eager", {}).setdefault(given.precision, {})
         gains["vit-s/14 (dinov2-s)"] = compiled(load_backbone("dinov2-s", precision=given.precision), given.rounds)
         random = random_backbone("vit_base_patch14_dinov2", given.precision)
         gains["vit-b/14 (random weights)"] = compiled(random, given.rounds)
+        gains["machine"] = here
     if "memory" in given.parts:
-        result["memory"] = memory()
+        result["memory"] = {**memory(), "machine": here}
     if "mixing" in given.parts:
         if given.store is None:
             parser.error("the part 'mixing' wants a token store")
-        result["mixing"] = mixing(TokenStore(given.store))
+        result["mixing"] = {**mixing(TokenStore(given.store)), "machine": here}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
