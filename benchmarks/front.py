@@ -63,7 +63,12 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for member in chosen:
         sae = load_sae(member.out)
-        metrics = measure(sae, test_store, rows, "patch", sample.float(), 0)
+        kept = arguments.out / f"{member.out.name}.heldout.json"
+        of = {"sae": sae.hash, "tokens": test_store.hash, "n_cells": len(rows)}
+        metrics = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+        if metrics.pop("of", None) != of:
+            metrics = measure(sae, test_store, rows, "patch", sample.float(), 0)
+            kept.write_text(json.dumps({**metrics, "of": of}) + "\n", "utf-8")
         results.append(
             {"name": member.out.name, "k": member.recipe.k, "l1": member.recipe.l1, "seed": member.seed, **metrics}
         )

@@ -92,7 +92,7 @@ class Recipe:
     cells_per_step: int = 0
     presentations: int = 10_000_000
     batch: int = 1024
-    lr: float = 8e-4
+    lr: float = 1.1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     warmup: int = 200
@@ -107,7 +107,7 @@ class Recipe:
     dead: str = "auxk"
     dead_after: int = 120_000
     aux_k: int = 64
-    aux_weight: float = 1 / 32
+    aux_weight: float = 1 / 16
     resample_every: int = 500
     products: str = "auto"
 
@@ -172,8 +172,9 @@ RECIPES: dict[str, Recipe] = {
             lr=1e-3,
             warmup=100,
             dead_after=100_000,
+            aux_weight=1 / 32,
         ),
-        Recipe(name="relu-l1", model="relu-l1", k=1, l1=0.003, lr=1.5e-3, warmup=50, dead="nothing"),
+        Recipe(name="relu-l1", model="relu-l1", k=1, l1=0.003, lr=6e-3, warmup=50, dead="nothing"),
         Recipe(
             name="cytosae-2025", model="relu-l1", expansion=64, k=1, l1=8e-5, tokens="all", cells_per_step=64,
             presentations=1_000_000, lr=4e-4, warmup=500, decay=0.0, error="norm", inputs="raw", start="published",
