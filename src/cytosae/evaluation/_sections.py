@@ -5,7 +5,8 @@ from __future__ import annotations
 from cytosae.evaluation._attributes import Attributes
 from cytosae.evaluation._cell_types import CellTypes
 from cytosae.evaluation._fidelity import Fidelity
+from cytosae.evaluation._localisation import Localisation
 from cytosae.evaluation._reconstruction import Reconstruction
 from cytosae.evaluation._section import Section
 
-SECTIONS: tuple[Section, ...] = (Reconstruction(), Fidelity(), Attributes(), CellTypes())
+SECTIONS: tuple[Section, ...] = (Reconstruction(), Fidelity(), Attributes(), CellTypes(), Localisation())
