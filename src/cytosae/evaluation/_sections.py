@@ -8,5 +8,13 @@ from cytosae.evaluation._fidelity import Fidelity
 from cytosae.evaluation._localisation import Localisation
 from cytosae.evaluation._reconstruction import Reconstruction
 from cytosae.evaluation._section import Section
+from cytosae.evaluation._transfer import Transfer
 
-SECTIONS: tuple[Section, ...] = (Reconstruction(), Fidelity(), Attributes(), CellTypes(), Localisation())
+SECTIONS: tuple[Section, ...] = (
+    Reconstruction(),
+    Fidelity(),
+    Attributes(),
+    CellTypes(),
+    Localisation(),
+    Transfer(),
+)
