@@ -8,6 +8,7 @@ from cytosae.evaluation._fidelity import Fidelity
 from cytosae.evaluation._localisation import Localisation
 from cytosae.evaluation._reconstruction import Reconstruction
 from cytosae.evaluation._section import Section
+from cytosae.evaluation._stability import Stability
 from cytosae.evaluation._transfer import Transfer
 
 SECTIONS: tuple[Section, ...] = (
@@ -16,5 +17,6 @@ SECTIONS: tuple[Section, ...] = (
     Attributes(),
     CellTypes(),
     Localisation(),
+    Stability(),
     Transfer(),
 )
