@@ -28,13 +28,14 @@ def place_context(
     slide; 3 in the middle patch of every cell; the others anywhere."""  # fmt: skip
     rng = np.random.default_rng(seed)
     side, patch, n_patches = SIDE, SIDE // grid[0], grid[0] * grid[1]
+    middle = grid[0] // 2 * grid[1] + grid[1] // 2
     (folder / "i").mkdir(parents=True, exist_ok=True)
     strength = np.zeros((n, 1 + n_patches, N_LATENTS))
     rows = []
     for i in range(n):
         # mostly in the middle, as in real images
-        place = 4 if rng.random() < 0.5 else int(rng.integers(n_patches))
-        beside = int((place + rng.integers(1, n_patches)) % n_patches)
+        place = middle if rng.random() < 0.5 else int(rng.integers(1, n_patches))
+        beside = 1 + int((place - 1 + rng.integers(1, n_patches - 1)) % (n_patches - 1))
         mask = np.zeros((side, side), np.uint8)
         pixels = np.full((side, side, 3), (235, 225, 225), np.uint8)
         for where, grey, colour in ((place, 255, (80, 40, 120)), (beside, 128, (170, 150, 200))):
@@ -48,7 +49,7 @@ def place_context(
         strength[i, 1 + place, 0] = rng.uniform(2, 4)
         strength[i, 1 + beside, 1] = rng.uniform(2, 4)
         strength[i, 1, 2] = 3.0 * slide
-        strength[i, 5, 3] = 3.0
+        strength[i, 1 + middle, 3] = 3.0
         for t in range(1, 1 + n_patches):
             strength[i, t, rng.integers(4, N_LATENTS, 2)] += rng.uniform(1, 3, 2)
         for name, array in ((f"{i}.png", pixels), (f"{i}-mask.png", mask)):
@@ -64,7 +65,7 @@ def place_context(
     if order:
         frame = frame.sample(frac=1, random_state=1)
     write_cells(folder / "cells.parquet", frame, root=str(folder), inputs={}, config={})
-    write_store(folder / "tokens", tokens.astype("<f4"), np.arange(n))
+    write_store(folder / "tokens", tokens.astype("<f4"), np.arange(n), grid)
     cells = read_cells(folder / "cells.parquet")
     store = StoredTokens([TokenStore(folder / "tokens")], [None])
     return Context(

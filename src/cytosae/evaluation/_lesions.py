@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from scipy import ndimage
 
 from cytosae.backbones import Backbone
@@ -120,7 +121,7 @@ def plant(context: Context, lesion: Lesion, backbone: Backbone, layer: int) -> P
 def cut_out(pixels: Pixels, width: int, looks: Array) -> Pixels:
     """The square of a cell at the place on it where `looks` is largest."""
     side = pixels.shape[0]
-    cell = estimate_cell(pixels, side).astype(np.float64)
+    cell = _cell(pixels).astype(np.float64)
     half = width // 2
     inside = ndimage.uniform_filter(cell, width, mode="constant") >= _ON_CELL
     inside[:half], inside[side - half :], inside[:, :half], inside[:, side - half :] = False, False, False, False
@@ -155,12 +156,18 @@ def paste(
 def _place(host: Pixels, grid: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
     """A random place on the grid at which the square lies on the cell (the middle, if there is none)."""
     size = host.shape[0] // grid[0]
-    cell = estimate_cell(host, host.shape[0])
+    cell = _cell(host)
     width = _PATCHES * size
     found = [(r, c) for r in range(grid[0] - _PATCHES + 1) for c in range(grid[1] - _PATCHES + 1)
              if cell[r * size : r * size + width, c * size : c * size + width].mean() >= _ON_CELL]  # fmt: skip
     middle = (grid[0] // 2 - _PATCHES // 2, grid[1] // 2 - _PATCHES // 2)
     return found[int(rng.integers(len(found)))] if found else middle
+
+
+def _cell(pixels: Pixels) -> Array:
+    """Which pixels show the cell: the estimate of half an image's side, scaled up."""
+    size = (pixels.shape[1], pixels.shape[0])
+    return np.asarray(Image.fromarray(estimate_cell(pixels)).resize(size, Image.Resampling.NEAREST))
 
 
 def _fulfilling(context: Context, wanted: tuple[tuple[str, frozenset[str]], ...]) -> Array:

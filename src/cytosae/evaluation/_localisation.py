@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 #: Images with a mask wanted on each side, and taken at most.
 MIN_IMAGES, _IMAGES, _IMAGES_FAST = 10, 400, 80
 #: Random choices of an equal number of candidates.
-_REPEATS, _REPEATS_FAST = 5, 2
+_REPEATS, _REPEATS_FAST = 3, 2
 ASKED = {"single": "best single concept", "single equal": "best single concept, equal candidates",
          "union": f"union of up to {UNION}", "union equal": f"union of up to {UNION}, equal candidates"}  # fmt: skip
 _PRIOR = "mean training mask"
@@ -65,7 +65,8 @@ class Localisation:
             "Masks come from one laboratory and one stain, drawn by experts; other stains may differ.",
         ]
         n = {"choosing images": int(choosing.sum()), "scored images": int((~choosing).sum()), "regions": len(regions)}
-        n_lesions, left = 0, []
+        n_lesions = 0
+        left: list[str] = []
         for title, more, n_hosts in _lesions(context, units, n_repeats, left):
             for part in ("comparisons", "tables", "configurations"):
                 found[part] += more[part]

@@ -9,6 +9,7 @@ from cytosae.evaluation._localisation import Localisation
 from cytosae.evaluation._reconstruction import Reconstruction
 from cytosae.evaluation._section import Section
 from cytosae.evaluation._stability import Stability
+from cytosae.evaluation._technical import Technical
 from cytosae.evaluation._transfer import Transfer
 
 SECTIONS: tuple[Section, ...] = (
@@ -19,4 +20,5 @@ SECTIONS: tuple[Section, ...] = (
     Localisation(),
     Stability(),
     Transfer(),
+    Technical(),
 )

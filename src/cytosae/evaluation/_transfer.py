@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from typing import Any
 
@@ -28,7 +29,7 @@ Array = npt.NDArray[Any]
 #: Shares of the cells from which on a concept counts as active in a data set.
 FREQUENCIES = (0.01, 0.05, 0.2)
 #: Random choices of an equal number of candidates, and cells a data set at most for the overlap of active concepts.
-_REPEATS, _REPEATS_FAST, _CELLS = 10, 3, 1_000
+_REPEATS, _REPEATS_FAST, _CELLS = 5, 3, 1_000
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,7 @@ class Transfer:
         """See `Section`."""
         ways = journeys(context)
         comparisons, rows, chosen, n_tried = [], [], [], 0
-        for way in ways:
-            say(f"transfer: {way.origin} to {way.destination}, {len(way.here)} labels")
-            found, picks, n = travel(context, way)
+        for way, found, picks, n in travels(context, ways):
             n_tried += n
             where = f"{way.origin} to {way.destination}"
             for asked in ("all candidates", "equal candidates"):
@@ -117,40 +116,51 @@ def journeys(context: Context) -> list[Journey]:
     return out
 
 
-def travel(context: Context, way: Journey) -> tuple[dict[str, dict[str, list[Score]]], list[Pick], int]:
+def travels(
+    context: Context, ways: Sequence[Journey]
+) -> list[tuple[Journey, dict[str, dict[str, list[Score]]], list[Pick], int]]:
     """Choose at home, score at home and away.
 
     Returns
     -------
-    units -> ``at home``, ``all candidates`` (away), ``equal candidates`` (away) -> one score a label; the dictionary's picks; and
-    how many candidates were tried.
+    For each way: units -> ``at home``, ``all candidates`` (away), ``equal candidates`` (away) -> one score a label; the dictionary's
+    picks; and how many candidates were tried.
     """
-    rows = np.flatnonzero(np.logical_or.reduce([t.choose for t in way.here]))
-    choosing = [Target(t.group, t.value, t.stratum, t.positive[rows], t.choose[rows], t.score[rows]) for t in way.here]
-    n_alive = {u.name: int((context.features(u, "max")[rows] > 0).any(0).sum()) for u in context.units}
-    size = min(n_alive.values())
-    draws = {part: _Draws(context, targets[0].score) for part, targets in (("here", way.here), ("there", way.there))}
-    out: dict[str, dict[str, list[Score]]] = {}
-    picks: list[Pick] = []
-    for units in context.units:
-        whole = {pool: context.features(units, pool) for pool in POOLS}
-        candidates = Candidates.of({p: np.asarray(x[rows]) for p, x in whole.items()}, choosing, np.ones(len(rows), bool))  # fmt: skip
-        subsets = random_subsets(candidates.alive, size, _REPEATS_FAST if context.fast else _REPEATS, context.seed)
-        found: dict[str, list[Score]] = {"at home": [], "all candidates": [], "equal candidates": []}
-        for i, (here, there) in enumerate(zip(way.here, way.there, strict=True)):
-            best = candidates.best(i)
-            away: dict[Pick, Score] = {}
-            equal = [candidates.best(i, subset) for subset in subsets]
-            for pick in (best, *equal):
-                if pick not in away:
-                    away[pick] = draws["there"].precision(whole[pick.pool][:, pick.unit], there.positive)
-            found["at home"].append(draws["here"].precision(whole[best.pool][:, best.unit], here.positive))
-            found["all candidates"].append(away[best])
-            found["equal candidates"].append(mean_score([away[p] for p in equal]))
-            if units.kind == "dictionary":
-                picks.append(best)
-        out[units.name] = found
-    return out, picks, sum(n_alive.values()) * len(POOLS) * len(way.here)
+    out = []
+    for origin in sorted({way.origin for way in ways}):
+        mine = [way for way in ways if way.origin == origin]
+        targets = list({t.value: t for way in mine for t in way.here}.values())
+        at = {t.value: i for i, t in enumerate(targets)}
+        rows = np.flatnonzero(np.logical_or.reduce([t.choose for t in targets]))
+        cut = [replace(t, positive=t.positive[rows], choose=t.choose[rows], score=t.score[rows]) for t in targets]
+        n_alive = {u.name: int((context.features(u, "max")[rows] > 0).any(0).sum()) for u in context.units}
+        draws = [(_Draws(context, way.here[0].score), _Draws(context, way.there[0].score)) for way in mine]
+        found: list[dict[str, dict[str, list[Score]]]] = [{} for _ in mine]
+        picks: list[list[Pick]] = [[] for _ in mine]
+        for units in context.units:
+            say(f"transfer: {units.name}, from {origin}")
+            whole = {pool: context.features(units, pool) for pool in POOLS}
+            candidates = Candidates.of(
+                {p: np.asarray(x[rows]) for p, x in whole.items()}, cut, np.ones(len(rows), bool)
+            )
+            subsets = random_subsets(
+                candidates.alive, min(n_alive.values()), _REPEATS_FAST if context.fast else _REPEATS, context.seed
+            )
+            for w, way in enumerate(mine):
+                scores: dict[str, list[Score]] = {"at home": [], "all candidates": [], "equal candidates": []}
+                for here, there in zip(way.here, way.there, strict=True):
+                    best = candidates.best(at[here.value])
+                    equal = [candidates.best(at[here.value], subset) for subset in subsets]
+                    away = {p: draws[w][1].precision(whole[p.pool][:, p.unit], there.positive) for p in {best, *equal}}
+                    scores["at home"].append(draws[w][0].precision(whole[best.pool][:, best.unit], here.positive))
+                    scores["all candidates"].append(away[best])
+                    scores["equal candidates"].append(mean_score([away[p] for p in equal]))
+                    if units.kind == "dictionary":
+                        picks[w].append(best)
+                found[w][units.name] = scores
+        n = sum(n_alive.values()) * len(POOLS)
+        out += [(way, f, p, n * len(way.here)) for way, f, p in zip(mine, found, picks, strict=True)]
+    return out
 
 
 class _Draws:
