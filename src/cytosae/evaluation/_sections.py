@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cytosae.evaluation._attributes import Attributes
+from cytosae.evaluation._causal import Causal
 from cytosae.evaluation._cell_types import CellTypes
 from cytosae.evaluation._fidelity import Fidelity
 from cytosae.evaluation._localisation import Localisation
@@ -21,4 +22,5 @@ SECTIONS: tuple[Section, ...] = (
     Stability(),
     Transfer(),
     Technical(),
+    Causal(),
 )
