@@ -7,6 +7,7 @@ from cytosae.evaluation._causal import Causal
 from cytosae.evaluation._cell_types import CellTypes
 from cytosae.evaluation._fidelity import Fidelity
 from cytosae.evaluation._localisation import Localisation
+from cytosae.evaluation._monosemanticity import Monosemanticity
 from cytosae.evaluation._reconstruction import Reconstruction
 from cytosae.evaluation._section import Section
 from cytosae.evaluation._stability import Stability
@@ -19,6 +20,7 @@ SECTIONS: tuple[Section, ...] = (
     Attributes(),
     CellTypes(),
     Localisation(),
+    Monosemanticity(),
     Stability(),
     Transfer(),
     Technical(),
