@@ -45,8 +45,8 @@ class Localisation:
             return f"masks of at least {MIN_IMAGES} images on both sides are needed (there are {n[0]} and {n[1]})"
         try:
             mask_shares(context.frame.iloc[rows[:1]], context.cells.root, context.tokens.stores[0].grid)
-        except CytosaeError as error:
-            return f"the masks cannot be read ({str(error).rstrip('.')})"
+        except CytosaeError:  # its message names a file of this machine, the scorecard may travel
+            return "the masks cannot be read where the table says they lie"
         return None
 
     def measure(self, context: Context) -> dict[str, Any]:
@@ -205,8 +205,8 @@ def _lesions(context: Context, units: Sequence[Units], n_repeats: int, left: lis
     for lesion in LESIONS:
         try:
             planted = plant(context, lesion, *backbone)
-        except CytosaeError as error:
-            planted = f"{lesion.name}: the images cannot be read ({str(error).rstrip('.')})"
+        except CytosaeError:
+            planted = f"{lesion.name}: the images cannot be read where the table says they lie"
         if isinstance(planted, str):
             left.append(planted)
             continue

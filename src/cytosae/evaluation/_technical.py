@@ -191,8 +191,8 @@ def _images(context: Context, rows: Array, placed: Array) -> tuple[Floats | None
     try:
         return (cell_shares(frame.iloc[placed], root, context.tokens.stores[0].grid),
                 measure_images(frame.iloc[rows], root), "")  # fmt: skip
-    except CytosaeError as error:
-        return None, {}, f"the images cannot be read ({str(error).rstrip('.')})"
+    except CytosaeError:  # its message names a file of this machine, the scorecard may travel
+        return None, {}, "the images cannot be read where the table says they lie"
 
 
 def _order(context: Context, rows: Array, salt: int) -> list[bytes]:
