@@ -16,7 +16,8 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 #: Up to so many latents the best one-to-one assignment is found; above, mutual nearest neighbours are taken.
 HUNGARIAN = 8_000
-_PIECE = 2_048
+#: Tokens encoded together, and rows of correlations held in double precision.
+_PIECE, _ROWS = 2_048, 512
 
 
 class Matched(NamedTuple):
@@ -43,11 +44,18 @@ def code_correlations(first: sparse.csc_matrix, second: sparse.csc_matrix, a: Ar
     """Pearson's correlation of codes over the same tokens: float32 [len(a), len(b)]; 0 for a code that does not vary."""
     m = first.shape[0]
     A, B = first[:, a].astype(np.float64), second[:, b].astype(np.float64)
-    mean = [np.asarray(X.mean(0)).ravel() for X in (A, B)]
-    spread = [np.sqrt(np.maximum(np.asarray(X.power(2).mean(0)).ravel() - c**2, 0)) for X, c in zip((A, B), mean, strict=True)]  # fmt: skip
-    inverse = [np.where(s > 0, 1 / np.maximum(s, 1e-300), 0) for s in spread]
-    out = (A.T @ B).toarray() / m - np.outer(mean[0], mean[1])
-    return np.asarray(out * inverse[0][:, None] * inverse[1], np.float32)
+    mean, inverse = [], []
+    for X in (A, B):
+        centre = np.asarray(X.mean(0)).ravel()
+        spread = np.sqrt(np.maximum(np.asarray(X.power(2).mean(0)).ravel() - centre**2, 0))
+        mean.append(centre)
+        inverse.append(np.where(spread > 0, 1 / np.maximum(spread, 1e-300), 0))
+    out = np.empty((A.shape[1], B.shape[1]), np.float32)
+    for i in range(0, len(out), _ROWS):
+        part = slice(i, i + _ROWS)
+        together = (A[:, part].T @ B).toarray() / m - np.outer(mean[0][part], mean[1])
+        out[part] = together * inverse[0][part, None] * inverse[1]
+    return out
 
 
 def match(likeness: Floats, limit: int = HUNGARIAN) -> Matched:
