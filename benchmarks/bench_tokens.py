@@ -1,13 +1,15 @@
 """Token extraction against the bare forward pass, its peak memory, and how well the order of training mixes.
 
-Usage: ``python benchmarks/bench_tokens.py [STORE] [--parts vit-s vit-b memory mixing] [--out benchmarks/results/tokens.json]``
+Usage: ``python benchmarks/bench_tokens.py [STORE] [--parts vit-s vit-b compiled memory mixing] [--out benchmarks/results/tokens.json]``
 
 - vit-s, vit-b: `extract_tokens` (decode, resize, forward, float16 store) as a share of the bare bf16 forward pass of the same
   blocks on images already in memory, in the same batches, in turns.
+- compiled: seconds that compiling takes, the rate of compiled blocks over that of eager ones (in turns, one batch each, both
+  networks in --precision), and the images after which it has paid.
 - memory: peak resident memory of one process each for 1,000 and 4,000 cells. The bundled cells are repeated, and the
   network is one random block of ViT-S's width, so that the tokens have their real size and the run is short.
 - mixing: over one epoch of a real STORE, distinct cells a batch and the variance of the batch means, both against an
-  ideal shuffle, in both orders of `TokenStream`, and for whole cells a step.
+  ideal shuffle, in both orders of `TokenStream`, and for whole cells a step; for `blocks` also the rate of reading.
 
 Parts that are not run keep their former figures in the file.
 """
@@ -35,14 +37,14 @@ from timm.models.vision_transformer import VisionTransformer
 
 import cytosae
 from bench_decode import machine
-from cytosae.backbones import Backbone, Preprocessing, load_backbone
+from cytosae.backbones import Backbone, Preprocessing, load_backbone, probe
 from cytosae.cells import Cells, bundled_path, read_cells
 from cytosae.cells._build import build_table
 from cytosae.tokens import TokenStore, TokenStream, extract_tokens, load_images
 from cytosae.tokens._extract import BATCH
 
 THREADS, LAYER, MIXED = 2, -2, 4096
-PARTS = ("vit-s", "vit-b", "memory", "mixing")
+PARTS = ("vit-s", "vit-b", "compiled", "memory", "mixing")
 #: Share of the tokens' bytes that the order ``blocks`` may hold, so that several blocks are needed.
 SHARE_IN_MEMORY = 0.2
 
@@ -56,14 +58,14 @@ def bundled_cells(n: int | None = None) -> Cells:
     return Cells(frame.assign(cell_id=np.arange(len(frame))), cells.root)
 
 
-def random_backbone(name: str) -> Backbone:
+def random_backbone(name: str, precision: str = "bfloat16") -> Backbone:
     torch.manual_seed(0)
     model = (
         VisionTransformer(img_size=224, patch_size=14, embed_dim=384, depth=2, num_heads=6, num_classes=0)
         if name == "one block"
         else timm.create_model(name, pretrained=False, img_size=224, num_classes=0)
     )
-    return Backbone(model, name=name, weights_sha256="", preprocessing=Preprocessing(side=224), precision="bfloat16")
+    return Backbone(model, name=name, weights_sha256="", preprocessing=Preprocessing(side=224), precision=precision)
 
 
 def speed(backbone: Backbone, n: int, rounds: int) -> dict[str, Any]:
@@ -92,6 +94,25 @@ def speed(backbone: Backbone, n: int, rounds: int) -> dict[str, Any]:
     return {"images": n, "rounds": rounds, "median": round(statistics.median(shares), 3),
             "lowest": round(min(shares), 3), "highest": round(max(shares), 3),
             "images_per_second_median": round(statistics.median(rates), 2)}  # fmt: skip
+
+
+def compiled(backbone: Backbone, rounds: int) -> dict[str, Any]:
+    """What compiling the blocks costs and gains."""
+    images = probe(BATCH, backbone.preprocessing.side)
+    started = time.perf_counter()
+    backbone.compile(BATCH, LAYER)
+    cost = time.perf_counter() - started
+    times: dict[int, list[float]] = {0: [], BATCH: []}
+    for turn in range(rounds):
+        for backbone.compiled in (0, BATCH) if turn % 2 else (BATCH, 0):
+            started = time.perf_counter()
+            backbone.tokens(images, LAYER)
+            times[backbone.compiled].append(time.perf_counter() - started)
+    gains = [eager / other for eager, other in zip(times[0], times[BATCH], strict=True)]
+    saved = (statistics.median(times[0]) - statistics.median(times[BATCH])) / BATCH
+    return {"precision": backbone.precision, "rounds": rounds, "seconds_to_compile": round(cost, 1),
+            "median": round(statistics.median(gains), 3), "lowest": round(min(gains), 3), "highest": round(max(gains), 3),
+            "images_to_break_even": round(cost / saved) if saved > 0 else None}  # fmt: skip
 
 
 def peak_of(n: int) -> None:
@@ -123,10 +144,10 @@ class RowNumbers(SimpleNamespace):
 
     def __init__(self, store: TokenStore) -> None:
         super().__init__(d_in=1, dtype="float32", folder=store.folder, grid=store.grid, sampled=store.sampled)
-        self.patches, self.part, self._n = store.patches, store.part, store.n_tokens - store.n_prefix
+        self.patches, self.part = store.patches, store.part
 
-    def read(self, rows: Any, *, kind: str = "patch", partial: bool = True) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(rows, np.float32)).reshape(-1, 1, 1).repeat(1, self._n, 1)
+    def read_tokens(self, rows: Any, places: Any) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(rows, np.float32))[:, None]
 
 
 def mixing(store: TokenStore) -> dict[str, Any]:
@@ -167,9 +188,20 @@ def mixing(store: TokenStore) -> dict[str, Any]:
             means = [stream.at(step).double().mean(0).numpy() for step in steps]
             distinct = [len(np.unique(numbers.at(step).numpy())) for step in steps]
             result[name] = of(means, distinct, **stream.record, share_in_memory=held / n)
+        if name == "blocks":
+            result[name]["tokens_per_second"] = reading(store, rows, held * token_bytes)
     means = list(_whole_cells(store, rows))
     result["whole_cells"] = of(means, [MIXED // n_patches] * len(means))
     return result
+
+
+def reading(store: TokenStore, rows: np.ndarray[Any, Any], limit: int) -> int:
+    """Tokens a second of one epoch in the order ``blocks``, from pages that the system may hold."""
+    with TokenStream(store, rows, batch=MIXED, memory_limit=limit) as stream:
+        started = time.perf_counter()
+        for step in range(stream.n_steps_per_epoch):
+            stream.at(step)
+        return round(stream.n_steps_per_epoch * stream.batch / (time.perf_counter() - started))
 
 
 def _whole_cells(store: TokenStore, rows: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
@@ -186,6 +218,9 @@ def main() -> None:
     parser.add_argument("store", type=Path, nargs="?", help="a token store, for the part 'mixing'")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--precision", default="bfloat16", choices=("float32", "bfloat16"), help="of the part 'compiled'"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tokens.json")
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -193,18 +228,26 @@ def main() -> None:
         return peak_of(given.peak_of)
     torch.set_num_threads(THREADS)
     result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
-    result |= {"cytosae": cytosae.__version__, "machine": {**machine(), "threads": THREADS}}
+    here = {"cytosae": cytosae.__version__, **machine(), "threads": THREADS}
     shares = result.setdefault("share_of_the_bare_forward", {})
     if "vit-s" in given.parts:
         shares["vit-s/14 (dinov2-s)"] = speed(load_backbone("dinov2-s", precision="bfloat16"), 96, given.rounds)
+        shares["vit-s/14 (dinov2-s)"]["machine"] = here
     if "vit-b" in given.parts:
         shares["vit-b/14 (random weights)"] = speed(random_backbone("vit_base_patch14_dinov2"), 48, given.rounds)
+        shares["vit-b/14 (random weights)"]["machine"] = here
+    if "compiled" in given.parts:
+        gains = result.setdefault("compiled_over_eager", {}).setdefault(given.precision, {})
+        gains["vit-s/14 (dinov2-s)"] = compiled(load_backbone("dinov2-s", precision=given.precision), given.rounds)
+        random = random_backbone("vit_base_patch14_dinov2", given.precision)
+        gains["vit-b/14 (random weights)"] = compiled(random, given.rounds)
+        gains["machine"] = here
     if "memory" in given.parts:
-        result["memory"] = memory()
+        result["memory"] = {**memory(), "machine": here}
     if "mixing" in given.parts:
         if given.store is None:
             parser.error("the part 'mixing' wants a token store")
-        result["mixing"] = mixing(TokenStore(given.store))
+        result["mixing"] = {**mixing(TokenStore(given.store)), "machine": here}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -1,6 +1,9 @@
-"""Draw the pictures of the documentation from the demo's run, in a real browser.
+"""Draw the pictures of the documentation from the demo's run, in a real browser; and those of concepts on real data sets.
 
 Usage: ``make demo``, then ``python -m pip install playwright`` and ``python docs/pictures.py`` (wants a Chromium on the path).
+
+``python docs/pictures.py concepts FOLDER`` draws compare, atlas and maps instead (no browser). FOLDER is what the commands of
+``docs/compare.md`` and ``docs/atlas.md`` make.
 """
 
 from __future__ import annotations
@@ -14,10 +17,16 @@ from typing import Any
 
 from PIL import Image
 
+from cytosae import ConceptIndex, TokenStore, concept_map, load_sae, read_cells
+from cytosae.cells import ImageReader, decode_image
+from cytosae.concepts import draw_maps
+
 DOCS = Path(__file__).parent
 RUN = DOCS.parent / "runs" / "demo"
 IMAGES = DOCS / "images"
 
+#: Data sets of the pictures of concepts, by the names of their files.
+SETS = ("blood", "marrow", "camera")
 #: picture -> what it shows of the page
 PARTS = {
     "quality": "#quality",
@@ -95,6 +104,71 @@ def explained() -> None:
         save(picture.read_bytes(), "explain")
 
 
+def concepts(folder: Path) -> None:
+    """The pictures of compare, atlas and maps."""
+    for name in sorted(path.name for path in folder.glob("compare-*")):
+        save((folder / name / "compare.png").read_bytes(), name)
+    save((folder / "atlas" / "atlas.png").read_bytes(), "atlas")
+    sides = {name: Side(folder, name) for name in SETS if (folder / f"index-{name}").exists()}
+    latent = shared_concept([side.index for side in sides.values()], "eos")
+    shown: list[tuple[Any, Any, str]] = []
+    for name, side in sides.items():
+        of_side = [(side.pixels(c), side.map(c, latent), f"{name}: {title}") for c, title in side.best(latent, 4)]
+        if name == "blood":
+            for way in ("nearest", "smooth"):
+                save_figure(draw_maps(*zip(*of_side, strict=True), way=way), f"maps-{way}")
+        shown += of_side[:3]
+    save_figure(draw_maps(*zip(*shown, strict=True), way="smooth"), "compare-exemplars")
+    print(f"concept {latent}: ", *(f"{n} {s.index.concepts.loc[latent].to_dict()}" for n, s in sides.items()), sep="\n")
+
+
+class Side:
+    """One data set of the folder: table, tokens, index."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Read the parts of `name`."""
+        self.cells, self.index = read_cells(folder / f"{name}.parquet"), ConceptIndex(folder / f"index-{name}")
+        self.store, self.sae = TokenStore(folder / f"tokens-{name}"), load_sae(folder / "sae")
+        self.rows, self.reader = self.cells.frame.set_index("cell_id"), ImageReader(self.cells.root)
+
+    def best(self, latent: int, n: int) -> list[tuple[int, str]]:
+        """The first exemplars shown: cell and label with value."""
+        rows = self.index.exemplars_of(latent).head(n)
+        return [(int(r.cell_id), f"{self.rows.loc[r.cell_id, 'label']}\n{r.value:.2f}") for r in rows.itertuples()]
+
+    def pixels(self, cell_id: int) -> Any:
+        """The decoded image."""
+        row = self.rows.loc[cell_id]
+        return decode_image(self.reader.read(row["image"], row["sha256"])).pixels
+
+    def tokens(self, cell_id: int) -> Any:
+        """Tokens of its patches."""
+        return self.store.read(self.store.rows_of([cell_id]), kind="patch")[0].float()
+
+    def map(self, cell_id: int, latent: int) -> Any:
+        """Codes of one concept on its patches."""
+        return concept_map(self.sae, self.tokens(cell_id), latent, self.store.grid)
+
+
+def shared_concept(indices: list[ConceptIndex], label: str) -> int:
+    """The concept whose exemplars are most of them of a label (by its first letters) in every set; of equal ones the strongest."""
+    of_label = [
+        i.concepts["top_label_share"].where(i.concepts["top_label"].str.lower().str.startswith(label), 0).fillna(0)
+        for i in indices
+    ]
+    first = indices[0].concepts.assign(share=sum(of_label))
+    return int(first.sort_values(["share", "max_activation"], ascending=False, kind="stable")["latent"].iloc[0])
+
+
+def save_figure(figure: Any, name: str) -> None:
+    """Write a matplotlib figure as `save` does."""
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    save(buffer.getvalue(), name)
+
+
 def png(data: bytes) -> Image.Image:
     """A picture from PNG bytes."""
     import io
@@ -111,4 +185,9 @@ def save(data: bytes, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["concepts"] and len(sys.argv) == 3:
+        concepts(Path(sys.argv[2]))
+    elif len(sys.argv) == 1:
+        main()
+    else:
+        sys.exit("pictures: say nothing, or: concepts FOLDER")

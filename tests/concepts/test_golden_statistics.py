@@ -15,7 +15,10 @@ import torch
 from cytosae import ConceptIndex, SparseAutoencoder, index_concepts
 from cytosae.cells import SCHEMA, Cells
 from cytosae.concepts import patient_barcodes
+from cytosae.concepts._codes import DenseEncoder
+from cytosae.concepts._native import NativeEncoder
 from cytosae.concepts._screen import ScreenedEncoder
+from cytosae.sae.ops.native import native_library
 from cytosae.storage import commit_folder, write_table
 from cytosae.tokens import TokenStore
 
@@ -51,12 +54,14 @@ def made(reference: dict[str, np.ndarray], folder: Path, **options: Any) -> Conc
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["dense", "screened"])
+@pytest.mark.parametrize("path", ["dense", "screened", "native"])
 def test_golden_statistics_of_the_published_code_are_reproduced(
     reference: dict[str, np.ndarray], tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = (lambda sae, *_: ScreenedEncoder(sae)) if path == "screened" else (lambda *_: None)
-    monkeypatch.setattr("cytosae.concepts._pass.screen_pays", chosen)
+    if path == "native" and native_library() is None:
+        pytest.skip("no compiler, or neither VNNI nor AVX2, on this machine")
+    kind = {"dense": DenseEncoder, "screened": ScreenedEncoder, "native": NativeEncoder}[path]
+    monkeypatch.setattr("cytosae.concepts._pass.choose_encoder", lambda sae, *_: kind(sae))
     index = made(reference, tmp_path)
     concepts = index.concepts
     values, indices, labels = (

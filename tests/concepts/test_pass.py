@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cytosae import CytosaeError, SparseAutoencoder, extract_tokens, index_concepts
 from cytosae.cells import Cells, merge_cells
 from cytosae.concepts import _pass as the_pass
 from cytosae.concepts import merge_indices, read_cells_by_concepts
+from cytosae.concepts._native import NativeEncoder
+from cytosae.sae.ops.native import native_library
 from cytosae.tokens import TokenStore
 from stand_in import PatchColours
 
@@ -29,6 +32,45 @@ def store(few_cells: Cells, tmp_path: Path) -> TokenStore:
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(the_pass, "SHARD", 4)
     monkeypatch.setattr(the_pass, "CHUNK", 4)
+
+
+@pytest.mark.skipif(native_library() is None, reason="no compiler, or neither VNNI nor AVX2, here")
+@pytest.mark.parametrize("kind", ["relu", "threshold", "topk"])
+def test_the_compiled_path_gives_the_same_bytes_however_cells_are_cut_and_after_a_stop(
+    few_cells: Cells, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = store.read(np.arange(12), kind="patch").float().flatten(0, 1)
+    W, mean = torch.nn.functional.normalize(torch.randn(400, 8, generator=g), dim=1), x.mean(0)
+    level = torch.quantile((x - mean) @ W.T, 0.95, dim=0)
+    bias = -level if kind != "threshold" else torch.zeros(400)
+    sae = SparseAutoencoder(
+        W.T.contiguous(), bias, W, mean, kind, level if kind == "threshold" else None, k=5, hash="n"
+    )
+    monkeypatch.setattr(the_pass, "choose_encoder", lambda sae, *_: NativeEncoder(sae))
+    found, finish = [], the_pass._Work._finish
+    for chunk, shard in ((4, 4), (3, 6), (16, 256)):
+        monkeypatch.setattr(the_pass, "CHUNK", chunk)
+        monkeypatch.setattr(the_pass, "SHARD", shard)
+        found.append(index_concepts(few_cells, sae, tmp_path / f"i{chunk}", store=store, cells_matrix=True))
+
+    def stop_at_second(self, shards, number, *rest):  # type: ignore[no-untyped-def]
+        if number == 1:
+            raise StopError
+        finish(self, shards, number, *rest)
+
+    monkeypatch.setattr(the_pass, "CHUNK", 4)
+    monkeypatch.setattr(the_pass, "SHARD", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(the_pass._Work, "_finish", stop_at_second)
+        with pytest.raises(StopError):
+            index_concepts(few_cells, sae, tmp_path / "stopped", store=store, cells_matrix=True)
+    found.append(index_concepts(few_cells, sae, tmp_path / "stopped", store=store, cells_matrix=True))
+    assert found[0].manifest["encode"]["path"] == NativeEncoder.path
+    assert found[0].manifest["encode"]["n_codes"] == int((sae.encode(x) > 0).sum())
+    assert found[-1].manifest["encode"] == found[0].manifest["encode"], "the counts of a run that was stopped"
+    for name in ("concepts.parquet", "exemplars.parquet", "groups.parquet", "statistics.safetensors"):
+        assert len({i.manifest["files"][name]["sha256"] for i in found}) == 1, name
 
 
 class StopError(Exception):
@@ -114,8 +156,6 @@ index_concepts(read_cells({cells!r}), sae, {out!r}, store=TokenStore({tokens!r})
 def test_a_killed_process_loses_one_shard_at_most(
     few_cells: Cells, store: TokenStore, colours: SparseAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     code = KILLED.format(tests=str(Path(__file__).parents[1]), cells=str(tmp_path / "cells.parquet"),
                          out=str(tmp_path / "k"), tokens=str(tmp_path / "t"), threads=torch.get_num_threads())  # fmt: skip
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ.copy())

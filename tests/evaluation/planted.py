@@ -42,7 +42,7 @@ def directions(seed: int = 0) -> torch.Tensor:
     return torch.linalg.qr(torch.randn(D, N_LATENTS, generator=g))[0].T.contiguous()
 
 
-def make_world(folder: Path, n: int = 900, seed: int = 0, ids: np.ndarray | None = None, noise: float = 0.05) -> World:
+def make_world(folder: Path, n: int = 700, seed: int = 0, ids: np.ndarray | None = None, noise: float = 0.05) -> World:
     """Directions 0 to 2 mark the cell types, 3 and 4 the vacuole (yes, no), 5 and 6 the size (big, small)."""
     rng = np.random.default_rng(seed)
     W = directions().numpy()
@@ -98,4 +98,4 @@ def write_store(folder: Path, tokens: np.ndarray, ids: np.ndarray, grid: tuple[i
 
 
 def context_of(world: World, out: Path, sae: str = "sae", n_draws: int = 100, **options: Any) -> Context:
-    return replace(open_context(world.folder / sae, out, **world.arguments, **options), n_draws=n_draws)  # type: ignore[arg-type]
+    return replace(open_context(world.folder / sae, out, **world.arguments, **options), n_draws=n_draws, n_repeats=2)  # type: ignore[arg-type]

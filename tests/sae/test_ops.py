@@ -23,7 +23,7 @@ from cytosae.sae.ops.reference import ReferencePath
 PATHS: dict[str, Callable[[], Any]] = {
     "portable-float32": PortablePath,
     "portable-bfloat16": lambda: PortablePath(torch.bfloat16),
-    "native-int8": NativePath,
+    "native": NativePath,
 }
 SIZES = [(1, 3, 4), (7, 5, 13), (65, 17, 130), (200, 383, 300), (193, 64, 64)]
 RULES = ["relu", "topk", "batchtopk", "threshold"]
@@ -31,8 +31,8 @@ RULES = ["relu", "topk", "batchtopk", "threshold"]
 
 @pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest) -> Any:
-    if request.param == "native-int8" and native_library() is None:
-        pytest.skip("no compiler, or no 8-bit products, on this machine")
+    if request.param == "native" and native_library() is None:
+        pytest.skip("no compiler, or neither VNNI nor AVX2, on this machine")
     return PATHS[request.param]()
 
 
@@ -224,7 +224,7 @@ def test_a_changed_matrix_is_not_taken_for_the_former_one(path: Any) -> None:
 
 def test_the_same_step_gives_the_same_bits_whatever_the_threads() -> None:
     if native_library() is None:
-        pytest.skip("no compiler, or no 8-bit products, on this machine")
+        pytest.skip("no compiler, or neither VNNI nor AVX2, on this machine")
     x, w = problem(500, 48, 400)
     results, before = [], torch.get_num_threads()
     for n_threads in (1, 2, 2):
@@ -253,7 +253,31 @@ def test_codes_of_real_tokens_equal_the_reference(path: Any, demo_run: Path) -> 
 def test_choosing_records_the_path_and_float32_is_respected() -> None:
     assert choose("cpu", 384, 768, products="float32").name == "portable-float32"
     assert choose("cpu", 384, 768, products="bfloat16").name == "portable-bfloat16"
-    assert choose("cpu", 384, 768).name == ("native-int8" if native_library() is not None else choose("cpu", 1, 1).name)
+    name = choose("cpu", 384, 768).name
+    assert name in (
+        ("native-int8", "native-int16") if native_library() is not None else ("portable-float32", "portable-bfloat16")
+    )
+
+
+@pytest.mark.parametrize("kind", ["relu", "threshold"])
+def test_what_is_proven_holds_every_code_of_very_unequal_tokens_and_weights(kind: str) -> None:
+    if native_library() is None:
+        pytest.skip("no compiler, or neither VNNI nor AVX2, on this machine")
+    x, w = problem(300, 130, 517)
+    g = torch.Generator().manual_seed(1)
+    x *= 10 ** (4 * torch.rand(300, 1, generator=g) - 2)
+    E = w.E * 10 ** (3 * torch.rand(517, 1, generator=g) - 2)
+    E[:, 7] *= 300  # one dimension sets the scale of the integers, so that all others are rounded coarsely
+    rule = Rule(kind, threshold=0.3 * torch.rand(517, generator=g) if kind == "threshold" else None)
+    path, want = NativePath(proven=True), ReferencePath().select(x, E, w.b_enc, rule)
+    got = path.select(x, E, w.b_enc, rule)
+    size = x.norm(dim=1, keepdim=True) * E.norm(dim=1) + w.b_enc.abs()
+    assert bool(((got.dense() - want.dense()).abs() <= 1e-6 * size)[(got.dense() > 0) == (want.dense() > 0)].all())
+    least = rule.threshold if rule.threshold is not None else torch.zeros(517)
+    pre = x.double() @ E.double().T + w.b_enc - least
+    assert bool((pre.abs() <= 1e-6 * size)[(got.dense() > 0) != (want.dense() > 0)].all())
+    assert len(got.value) <= path.n_candidates
+    assert 0 < path.n_misjudged < path.n_candidates
 
 
 SCRIPT = """
@@ -283,12 +307,12 @@ def test_a_compiler_that_fails_is_one_line_and_the_portable_path(tmp_path: Path)
 
 def test_two_processes_that_want_the_library_at_once_build_it_once(tmp_path: Path) -> None:
     if native_library() is None:
-        pytest.skip("no compiler, or no 8-bit products, on this machine")
+        pytest.skip("no compiler, or neither VNNI nor AVX2, on this machine")
     env = {**os.environ, "CYTOSAE_CACHE": str(tmp_path)}
     processes = [
         subprocess.Popen([sys.executable, "-c", SCRIPT], env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
-    assert [p.communicate()[0].strip() for p in processes] == ["native-int8"] * 3
+    assert [p.communicate()[0].strip() for p in processes] == [NativePath().name] * 3
     built = list((tmp_path / "native").glob("*"))
     assert len([p for p in built if p.suffix == ".so"]) == 1
     ctypes.CDLL(str(next(p for p in built if p.suffix == ".so")))

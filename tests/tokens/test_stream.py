@@ -125,6 +125,37 @@ def test_no_more_than_two_blocks_are_held(make: MakeStore) -> None:
             assert sum(t.numel() * 4 for t in held) <= limit
 
 
+def test_from_disk_too_a_batch_has_tokens_of_most_cells_that_an_ideal_shuffle_has(make: MakeStore) -> None:
+    store, rows = make(n_cells=400, n_patches=64), np.arange(400)
+    ideal = TokenStream(store, rows, None, 256)
+    with TokenStream(store, rows, None, 256, memory_limit=ideal.n_tokens * D * 4 // 5) as stream:
+        assert stream.n_blocks > 10
+        found, wanted = (
+            np.mean([len(s.at(i)[:, 0].unique()) for i in range(s.n_steps_per_epoch)]) for s in (stream, ideal)
+        )
+        assert found > 0.7 * wanted  # neighbouring cells kept together: 0.2
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 999), n_cells=st.integers(1, 90), share=st.floats(0.01, 1), dtype=st.sampled_from(["float16", "bfloat16"]))  # fmt: skip
+def test_single_tokens_are_read_as_they_stand_in_their_rows(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, n_cells: int, share: float, dtype: str
+) -> None:
+    store, rng = store_maker(tmp_path_factory.mktemp("s"))(90, 32, dtype=dtype), np.random.default_rng(seed)
+    rows, places = np.nonzero(rng.random((n_cells, 33)) < share)
+    whole = store.read(np.arange(90))
+    assert torch.equal(store.read_tokens(rows, places), whole[torch.from_numpy(rows), torch.from_numpy(places)])
+
+
+def test_a_shard_cut_while_it_is_read_is_named(make: MakeStore) -> None:
+    store = make()
+    shard = store.folder / "tokens-00001.bin"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert len(store.read_tokens(np.arange(16), np.full(16, 16))) == 16
+    with pytest.raises(CytosaeError, match=r"tokens-00001\.bin is cut short"):
+        store.read_tokens(np.array([31]), np.array([16]))
+
+
 def test_a_sample_is_the_same_from_memory_and_from_disk(make: MakeStore) -> None:
     store, rows = make(), np.arange(4, 70)
     kept = np.random.default_rng(1).random((66, 16)) < 0.3

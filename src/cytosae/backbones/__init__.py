@@ -1,9 +1,10 @@
 """Backbones: a frozen vision transformer turns an image into tokens."""
 
+from cytosae.backbones._compile import why_not_compiled
 from cytosae.backbones._packaged import packaged_weights
 from cytosae.backbones._preprocess import Preprocessing, to_input
 from cytosae.backbones._registry import BACKBONES, BackboneInfo, load_backbone
-from cytosae.backbones._vit import Backbone
+from cytosae.backbones._vit import Backbone, probe
 
 __all__ = [
     "BACKBONES",
@@ -12,5 +13,7 @@ __all__ = [
     "Preprocessing",
     "load_backbone",
     "packaged_weights",
+    "probe",
     "to_input",
+    "why_not_compiled",
 ]

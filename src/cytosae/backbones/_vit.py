@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae._errors import UsageError
+from cytosae._errors import CytosaeError, UsageError
+from cytosae.backbones._compile import TOLERANCE, compile_blocks, compiler_settings, why_not_compiled
 from cytosae.backbones._preprocess import Preprocessing, to_input
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -36,6 +37,8 @@ class Backbone:
         Name of the weight file it came from; empty where the name alone finds the weights.
     options
         What was given to `load_backbone` beside name and file (``heads``, ``image_size``).
+    compiled
+        Images a batch for which `tokens` runs compiled blocks (see `compile`); 0: none.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class Backbone:
         self.depth = len(model.blocks)
         self.n_prefix = int(model.num_prefix_tokens)
         self.n_class = int(getattr(model, "cls_token", None) is not None)
+        self.compiled = 0
+        self._compiled: list[Callable[..., torch.Tensor]] = []
         rows, columns = model.patch_embed.grid_size
         self.grid = (int(rows), int(columns))
         # rotary positions go into every block and depend on the grid alone: what timm computes, once
@@ -112,7 +117,47 @@ class Backbone:
         -------
         float32 [batch, n_tokens, d_in]
         """
-        return self._run(self.embed(torch.as_tensor(images)), 0, self.block_number(layer) + 1).float()
+        stop, x = self.block_number(layer) + 1, self.embed(torch.as_tensor(images))
+        if len(x) != self.compiled or stop > len(self._compiled):
+            return self._run(x, 0, stop).float()
+        with compiler_settings():
+            return self._run(x, 0, stop, self._compiled).float()
+
+    def compile(self, batch: int, layer: int = -2) -> None:
+        """Have `tokens` run the blocks up to `layer` compiled for batches of `batch` images; the first is run here.
+
+        Parameters
+        ----------
+        batch
+            Images a batch; those of another size stay eager, as does `run_from`.
+        layer
+            The last block that is compiled.
+
+        Raises
+        ------
+        CytosaeError
+            Nothing can be compiled here, or what was compiled gives other tokens than the eager blocks; it stays eager.
+        """
+        why = why_not_compiled(self.device)
+        if why:
+            raise CytosaeError(f"The forward pass cannot be compiled: {why}; mend that, or use --compile off.")
+        images = probe(batch, self.preprocessing.side)
+        self.compiled = 0
+        wanted = self.tokens(images, layer)
+        self._compiled, self.compiled = compile_blocks(self.model.blocks[: self.block_number(layer) + 1]), batch
+        try:
+            error = float((self.tokens(images, layer) - wanted).abs().max() / wanted.abs().max())
+        except Exception as failure:  # the compiler, its compiler, the disk: each has types of its own
+            self.compiled, self._compiled = 0, []
+            first = next(iter(str(failure).strip().splitlines()), "")
+            raise CytosaeError(
+                f"The forward pass cannot be compiled ({type(failure).__name__}: {first[:200]}); use --compile off."
+            ) from failure
+        if not error <= TOLERANCE[self.precision]:
+            self.compiled, self._compiled = 0, []
+            raise CytosaeError(
+                f"The compiled forward pass differs from the eager one by {error:.2g} of the largest token; use --compile off."
+            )
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """What enters the first block: patches, position, prefix tokens; [batch, n_tokens, d_in].
@@ -141,11 +186,13 @@ class Backbone:
         x = self._run(tokens.to(self.device, self.dtype), self.block_number(layer) + 1, self.depth)
         return self.model.norm(x).float()  # type: ignore[no-any-return]
 
-    def _run(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Blocks `start` to `stop` - 1."""
+    def _run(
+        self, x: torch.Tensor, start: int, stop: int, blocks: Sequence[Callable[..., torch.Tensor]] | None = None
+    ) -> torch.Tensor:
+        """Blocks `start` to `stop` - 1, eager or as compiled."""
         each = bool(getattr(self.model, "rope_mixed", False))
         for i in range(start, stop):
-            block = self.model.blocks[i]
+            block = (blocks or self.model.blocks)[i]
             if self._rope is None:
                 x = block(x)
             else:
@@ -157,3 +204,8 @@ class Backbone:
         side = self.preprocessing.side
         blank = torch.zeros(1, 3, side, side, device=self.device, dtype=self.dtype)
         return self.model._pos_embed(self.model.patch_embed(blank))[1]  # type: ignore[no-any-return]
+
+
+def probe(batch: int, side: int) -> npt.NDArray[np.uint8]:
+    """Images of noise, the same each time: uint8 [batch, side, side, 3]."""
+    return np.random.Generator(np.random.Philox(0)).integers(0, 256, (batch, side, side, 3), np.uint8)

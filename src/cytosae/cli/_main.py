@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "fit": ("fit", "Train a sparse autoencoder on tokens."),
     "import": ("import_", "Make artifacts of other programs' files, without executing anything in them."),
     "index": ("index", "Find exemplars, statistics and labels of every concept."),
+    "names": ("names", "Name concepts, with who says so and when, or list the names."),
     "compare": ("compare", "Lay the same concepts on several sets of cells side by side."),
     "atlas": ("atlas", "Lay the concepts of an index out on a map, with suggested captions."),
     "explain": ("explain", "Show which concepts an image carries, and where."),

@@ -17,7 +17,7 @@ from cytosae.cli._common import done, verb, where_option
 @click.option("--tokens", multiple=True, type=click.Path(path_type=Path),
               help="Their tokens; repeatable. [default: those beside the index]")  # fmt: skip
 @click.option("--sae", "saes", multiple=True, type=click.Path(path_type=Path),
-              help="A further dictionary for the front over sparsity; repeatable.")  # fmt: skip
+              help="A further dictionary for the front over sparsity, or the index's own where it does not lie beside it; repeatable.")  # fmt: skip
 @click.option(
     "--frozen", type=click.Path(path_type=Path), help="A dictionary fitted with --set decoder=frozen, as a control."
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cytosae._errors import UsageError
 from cytosae.cli._common import done, verb
 
 
@@ -32,16 +33,20 @@ def command(
 ) -> None:
     """Show which concepts each of IMAGES carries, and where: one picture an image, and explain.json."""
     from cytosae._progress import track
-    from cytosae.concepts import ConceptIndex, backbone_of, explain
+    from cytosae.concepts import ConceptIndex, backbone_of, explain, names_path
     from cytosae.reports import save_explanation
     from cytosae.sae import load_sae
-    from cytosae.storage import commit_folder, hash_file
+    from cytosae.storage import artifact_hash, commit_folder, hash_file
 
     dictionary = load_sae(sae, device=device)
     known = ConceptIndex(index) if index else None
+    if known and known.manifest["inputs"].get("sae") not in (None, dictionary.hash):
+        raise UsageError(f"{index} is not an index of {sae}; give the dictionary it was made with.")
     backbone, layer = backbone_of(dictionary, device, weights)
     records: list[dict[str, Any]] = []
     inputs = {"sae": dictionary.hash, **({"index": known.hash} if known else {})}
+    if known and names_path(known).exists():
+        inputs["names"] = artifact_hash(names_path(known))
     with commit_folder(out, kind="explanations", version=1, inputs=inputs, config={"concepts": concepts}) as (
         folder,
         extra,

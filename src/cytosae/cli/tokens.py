@@ -30,6 +30,8 @@ from cytosae.cli._common import done, precision, verb, where_option
               help="Kinds of token to keep: all, or class, register and patch joined by +.")  # fmt: skip
 @click.option("--patches", type=click.IntRange(1), help="Keep so many random patches of each cell, chosen by --seed; "
               "enough to train on, too few for maps.")  # fmt: skip
+@click.option("--compile", "compiled", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
+              help="Compile the forward pass; auto does so where the work left is long enough to pay for it.")  # fmt: skip
 @where_option
 def command(
     cells: Path,
@@ -42,6 +44,7 @@ def command(
     store: str,
     keep: str,
     patches: int | None,
+    compiled: str,
     where: tuple[str, ...],
     out: Path,
     device: str,
@@ -66,7 +69,16 @@ def command(
         image_size=image_size,
     )
     tokens = extract_tokens(
-        table, network, out, layer=layer, store=store, where=where, keep=kinds, patches=patches, seed=seed
+        table,
+        network,
+        out,
+        layer=layer,
+        store=store,
+        where=where,
+        keep=kinds,
+        patches=patches,
+        seed=seed,
+        compile=compiled,
     )
     left = f"; {table.n_quarantined} quarantined cells have none" if table.n_quarantined else ""
     done(

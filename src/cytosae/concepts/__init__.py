@@ -17,7 +17,16 @@ from cytosae.concepts._maps import (
     region_shares,
 )
 from cytosae.concepts._merge import merge_indices
-from cytosae.concepts._names import name_concept, named_concepts, read_names
+from cytosae.concepts._names import (
+    Name,
+    add_names,
+    name_concept,
+    name_list,
+    named_concepts,
+    names_path,
+    read_name_list,
+    read_names,
+)
 from cytosae.concepts._pass import index_concepts
 from cytosae.concepts._released import import_statistics, infer_n_cells
 from cytosae.concepts._statistics import ConceptStatistics
@@ -32,7 +41,9 @@ __all__ = [
     "ConceptIndex",
     "ConceptStatistics",
     "Explanation",
+    "Name",
     "active_jaccard",
+    "add_names",
     "agreement",
     "backbone_of",
     "check_tokens",
@@ -53,11 +64,14 @@ __all__ = [
     "make_atlas",
     "merge_indices",
     "name_concept",
+    "name_list",
     "named_concepts",
+    "names_path",
     "patch_box",
     "patient_barcodes",
     "rank_concepts",
     "read_cells_by_concepts",
+    "read_name_list",
     "read_names",
     "region_shares",
     "relative_entropy",

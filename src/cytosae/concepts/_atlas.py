@@ -20,6 +20,8 @@ from cytosae.sae import SparseAutoencoder
 from cytosae.storage import commit_folder, write_table
 
 KIND, VERSION = "atlas", 1
+#: Labels with a colour of their own, and the lift from which a suggestion is drawn.
+_COLOURS, _DRAWN_FROM = 9, 1.5
 #: A concept stands on the map if it is active in so many cells.
 MIN_CELLS = 10
 #: Columns of the cells that suggest captions, where they are there: the label and the attributes of WBCAtt.
@@ -81,7 +83,7 @@ def make_atlas(
             write_table(
                 folder / f"{name}.parquet", arrow, kind=f"atlas {name}", version=VERSION, inputs=inputs, atomic=False
             )
-        draw_atlas(table, said).savefig(folder / "atlas.png", dpi=100)
+        draw_atlas(table, said, index.concepts).savefig(folder / "atlas.png", dpi=100)
         extra |= {"n_concepts": len(table), "captions": "suggestions from enrichment, not names"}
     return table
 
@@ -169,22 +171,50 @@ def captions(
     return table.sort_values(["cluster", "p", "lift"], ascending=[True, True, False], ignore_index=True)
 
 
-def draw_atlas(table: pd.DataFrame, said: pd.DataFrame) -> Any:
-    """A figure of the map, clusters coloured, each with its best suggestion and how much more frequent it is."""
+def draw_atlas(table: pd.DataFrame, said: pd.DataFrame, concepts: pd.DataFrame) -> Any:
+    """A figure of the map: a dot a concept, coloured by the label of most of its exemplars, and the strongest suggestions.
+
+    Parameters
+    ----------
+    table, said
+        The atlas, and its `captions`.
+    concepts
+        The index's, for ``top_label`` and ``top_label_share``. Without labels the colours are the clusters'.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     axis = figure.subplots()
-    axis.scatter(table["x"], table["y"], c=table["cluster"] % 20, cmap=colormaps["tab20"], s=5, linewidths=0, alpha=0.8)
-    for number, mine in table.groupby("cluster"):
-        best = said[said["cluster"] == number].head(1)
-        if len(best):
-            row = best.iloc[0]
-            what = row["value"] if row["column"] == "label" else f"{row['column'].replace('_', ' ')}: {row['value']}"
-            text = f"{what}? ({row['lift']:.1f}x)"
-            axis.text(mine["x"].median(), mine["y"].median(), text, fontsize=8, ha="center",
-                      bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1})  # fmt: skip
+    known = concepts.set_index("latent").loc[table["latent"]].reset_index(drop=True)
+    label = known["top_label"].where(known["top_label_share"] > 0.5)
+    common = list(label.value_counts().index[:_COLOURS])
+    x, y = table["x"].to_numpy(), table["y"].to_numpy()
+    if common:
+        other = ~label.isin(common).to_numpy(bool)
+        axis.scatter(x[other], y[other], color="0.82", s=5, linewidths=0, label="no one label")
+        for number, name in enumerate(common):
+            mine = (label == name).fillna(False).to_numpy(bool)
+            axis.scatter(x[mine], y[mine], color=colormaps["tab10"](number), s=9, linewidths=0, label=str(name))
+        axis.legend(
+            title="most exemplars are of", loc="upper left", bbox_to_anchor=(1, 1), frameon=False, markerscale=2
+        )
+    else:
+        axis.scatter(x, y, c=table["cluster"] % 20, cmap=colormaps["tab20"], s=5, linewidths=0, alpha=0.8)
+    middle = table.groupby("cluster")[["x", "y"]].median()
+    best = (
+        said[said["lift"] >= _DRAWN_FROM].groupby("cluster").head(1).sort_values("lift", ascending=False, kind="stable")
+    )
+    placed: list[tuple[float, float]] = []
+    for row in best.itertuples():
+        at = tuple(float(v) for v in middle.loc[row.cluster])
+        if any(abs(at[0] - a) < 0.16 * np.ptp(x) and abs(at[1] - b) < 0.035 * np.ptp(y) for a, b in placed):
+            continue  # it would lie on another one; the table has it
+        placed.append((at[0], at[1]))
+        what = row.value if row.column == "label" else f"{str(row.column).replace('_', ' ')}: {row.value}"
+        axis.text(at[0], at[1], f"{what}? ({row.lift:.1f}x)", fontsize=8, ha="center", va="center",
+                  bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1})  # fmt: skip
     axis.set_axis_off()
-    axis.set_title("Captions are suggestions: what the exemplars have more often than all cells do", fontsize=9)
+    axis.set_title(f"{len(placed)} suggestions: what the exemplars of a cluster have at least {_DRAWN_FROM} times as often as all "
+                   "cells", fontsize=9)  # fmt: skip
     return figure

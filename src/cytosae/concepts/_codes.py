@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
 from cytosae.sae import SparseAutoencoder
+from cytosae.sae.ops import Codes
 
-
-class Codes(NamedTuple):
-    """Sparse codes of tokens in row order (CSR); latents ascend within a token, stored values are > 0.
-
-    `row_start` int64 [n_tokens + 1], `latent` int32 [n_codes], `value` float32 [n_codes], `n_latents`; on the processor.
-    """
-
-    row_start: torch.Tensor
-    latent: torch.Tensor
-    value: torch.Tensor
-    n_latents: int
-
-    def dense(self) -> torch.Tensor:
-        """float32 [n_tokens, n_latents]; for tests and small chunks."""
-        n = len(self.row_start) - 1
-        out = torch.zeros(n, self.n_latents)
-        out[torch.repeat_interleave(torch.arange(n), self.row_start.diff()), self.latent.long()] = self.value
-        return out
+__all__ = ["Codes", "DenseEncoder", "Encoder", "from_dense"]
 
 
 class Encoder(Protocol):

@@ -76,5 +76,7 @@ def draw_maps(
         axes[0, i].set_title(titles[i] if i < len(titles) else "", fontsize=9)
         for axis in axes[:, i]:
             axis.set_axis_off()
-    figure.colorbar(shown, ax=list(axes[1]), label=f"activation, one scale: 0 to {top:.3g}", shrink=0.9)
+    # beside both rows, so that they stay aligned; as wide as it is beside few images
+    bar = figure.colorbar(shown, ax=list(axes.ravel()), shrink=0.6, pad=0.01, fraction=min(0.1, 0.3 / len(images)))
+    bar.set_label(f"activation, one scale: 0 to {top:.3g}", fontsize=9)
     return figure

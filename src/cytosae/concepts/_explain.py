@@ -14,6 +14,7 @@ from cytosae._errors import CytosaeError
 from cytosae.backbones import Backbone
 from cytosae.cells import UnreadableImageError, cell_share_of_patches, decode_image, estimate_cell
 from cytosae.concepts._index import ConceptIndex
+from cytosae.concepts._names import named_concepts
 from cytosae.sae import SparseAutoencoder
 
 
@@ -29,7 +30,8 @@ class Explanation:
         uint8 [height, width, 3], as decoded.
     concepts
         One row a concept, best first: ``latent``, ``value`` (largest code over the patches), ``patch``,
-        ``n_patches``, ``score``; with an index also what the index says of it.
+        ``n_patches``, ``score``; with an index also what the index says of it, and its ``name`` and ``named_by`` where
+        ``names.parquet`` lies beside it.
     maps
         float32 [len(concepts), rows, columns]: code on each patch.
     codes_shown
@@ -125,9 +127,8 @@ def explain_pixels(
         "score": score[latents],
     })  # fmt: skip
     if index is not None:
-        known = index.concepts.set_index("latent").loc[
-            latents, ["frequency", "max_activation", "top_label", "top_label_share"]
-        ]
+        kept = ["frequency", "max_activation", "top_label", "top_label_share", "name", "named_by"]
+        known = named_concepts(index).set_index("latent").loc[latents, kept]
         table = pd.concat([table, known.reset_index(drop=True)], axis=1)
     rows, columns = backbone.grid
     maps = codes[:, latents].T.reshape(len(latents), rows, columns)

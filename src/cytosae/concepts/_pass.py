@@ -18,11 +18,11 @@ from cytosae._progress import Meter, say
 from cytosae.backbones import Backbone
 from cytosae.cells import Cells, select
 from cytosae.concepts._cells_by_concepts import POOLINGS, rows_of, write_cells_by_concepts
-from cytosae.concepts._codes import DenseEncoder, Encoder
+from cytosae.concepts._codes import Encoder
+from cytosae.concepts._encoders import choose_encoder, encoder_named
 from cytosae.concepts._exact import UNIT
 from cytosae.concepts._index import KIND, VERSION, ConceptIndex, write_tables
 from cytosae.concepts._pool import PooledCells, join, pool_codes
-from cytosae.concepts._screen import ScreenedEncoder, screen_pays
 from cytosae.concepts._shards import SHARD, Shards
 from cytosae.concepts._statistics import GROUPINGS, ConceptStatistics
 from cytosae.concepts._stream import CHUNK, StoredTokens, backbone_of, check_tokens, computed_tokens
@@ -187,7 +187,7 @@ class _Work:
             first = next(stream)
             encoder, stream = self._choose(shards, first[2]), itertools.chain([first], stream)
         else:
-            encoder = (ScreenedEncoder if plan["path"] == ScreenedEncoder.path else DenseEncoder)(self.sae)
+            encoder = encoder_named(plan["path"], self.sae)
         waiting: list[PooledCells] = []
         with (
             Meter(len(self.frame), "index", "cells") as meter,
@@ -210,7 +210,7 @@ class _Work:
 
     def _choose(self, shards: Shards, tokens: torch.Tensor) -> Encoder:
         """Settle how codes are made, from the first cells: for the whole index, and for a run that goes on later."""
-        encoder = screen_pays(self.sae, self.device, tokens[:2].flatten(0, 1)) or DenseEncoder(self.sae)
+        encoder = choose_encoder(self.sae, self.device, tokens[:2].flatten(0, 1))
         shards.plan({"path": encoder.path})
         return encoder
 

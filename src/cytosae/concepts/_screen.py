@@ -18,14 +18,11 @@ import numpy as np
 import torch
 
 from cytosae.concepts._codes import Codes
+from cytosae.concepts._reach import Reach
 from cytosae.sae import SparseAutoencoder
 
 #: Tokens a product: its result [ROWS, n_latents] in bfloat16 is written into one buffer again and again.
 ROWS = 512
-#: Above this share of candidates among all pre-activations the plain float32 product is faster.
-TOO_DENSE = 0.06
-#: The product is cut down to the latents that can fire once at least this share of them cannot.
-_WORTH_SKIPPING = 0.15
 #: Twice the unit roundoffs of bfloat16 and float32.
 _U16, _U32 = 2.0**-8, 2.0**-23
 
@@ -46,16 +43,16 @@ class ScreenedEncoder:
     path, aligned = "bfloat16 proposes, float32 decides", False
 
     def __init__(self, sae: SparseAutoencoder) -> None:
-        self.weights = (
-            sae.W_enc.T.contiguous()
-        )  # a latent's numbers lie together: bfloat16 runs twice as fast, rows gather
+        # a latent's numbers lie together: bfloat16 runs twice as fast, rows gather
+        self.weights = sae.W_enc.T.contiguous()
         self.b_enc, self.b_dec = sae.b_enc.float(), sae.b_dec.float()
         self.threshold = sae.threshold.clamp(min=0) if sae.threshold is not None else torch.zeros(sae.n_latents)
         self.rounded = self.weights.bfloat16()
-        self.norm = self.weights.norm(dim=1)
+        self.reach = Reach(self.weights)
+        self.norm = self.reach.norm
         self.norm_error = (self.weights - self.rounded.float()).norm(dim=1)
         self.norm_rounded = self.rounded.float().norm(dim=1)
-        self.kept, self.kept_weights = torch.arange(sae.n_latents), self.rounded
+        self.kept_weights = self.rounded
         self.buffer = torch.empty(ROWS * sae.n_latents, dtype=torch.bfloat16)
         self.n_tokens = self.n_candidates = self.n_codes = self.n_misjudged = self.n_skipped = 0
 
@@ -78,6 +75,7 @@ class ScreenedEncoder:
         rounded, margin = self._margins(centred)
         bias = self._bias(centred, margin)
         counts = [len(self._propose(piece, bias)[1]) for piece in torch.split(rounded, ROWS)]
+        self._forget()
         return sum(counts) / max(len(x) * len(self.norm), 1)
 
     def take_counts(self) -> dict[str, int]:
@@ -87,8 +85,12 @@ class ScreenedEncoder:
             "n_misjudged_by_screen": self.n_misjudged, "n_skipped": self.n_skipped,
         }  # fmt: skip
         self.n_tokens = self.n_candidates = self.n_codes = self.n_misjudged = self.n_skipped = 0
-        self.kept, self.kept_weights = torch.arange(len(self.norm)), self.rounded
+        self._forget()
         return out
+
+    def _forget(self) -> None:
+        self.reach.forget()
+        self.kept_weights = self.rounded
 
     def _pieces(self, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Codes of centred tokens, `ROWS` at a time: number a token, latents, values."""
@@ -98,7 +100,7 @@ class ScreenedEncoder:
         for piece, screened in zip(torch.split(x, ROWS), torch.split(rounded, ROWS), strict=True):
             counts, latent, guess = self._propose(screened, bias)
             self.n_candidates += len(latent)
-            self.n_skipped += len(piece) * (len(self.norm) - len(self.kept))
+            self.n_skipped += len(piece) * (len(self.norm) - len(self.reach.kept))
             value = self._recompute(piece, counts, latent)
             active = value > self.threshold[latent]
             self.n_misjudged += int(((guess > margin[latent]) != active).sum())
@@ -120,12 +122,13 @@ class ScreenedEncoder:
     def _bias(self, x: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
         """Bias of the product, in bfloat16: what lifts every possible code above zero; latents that cannot fire are left out."""
         lifted = self.b_enc - self.threshold + margin
-        self._can_fire(x, lifted)
-        return (lifted[self.kept] if len(self.kept) < len(lifted) else lifted).bfloat16()
+        if self.reach.widen(x, lifted):
+            self.kept_weights = self.rounded if self.reach.whole else self.rounded[self.reach.kept]
+        return (lifted if self.reach.whole else lifted[self.reach.kept]).bfloat16()
 
     def _propose(self, rounded: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Candidates in row order: number a token, latents, and screened distance from the threshold plus the margin."""
-        n, width = len(rounded), len(self.kept)
+        n, width = len(rounded), len(self.reach.kept)
         out = self.buffer[: n * width].view(n, width)
         torch.addmm(bias, rounded, self.kept_weights.T, out=out)
         # the sign and the order of positive bfloat16 numbers are those of their bits
@@ -133,25 +136,7 @@ class ScreenedEncoder:
         row, column = np.divmod(found, max(width, 1))
         counts = torch.from_numpy(np.bincount(row, minlength=n))
         guess = out.view(-1)[torch.from_numpy(found)].float()
-        return counts, self.kept[torch.from_numpy(column)], guess
-
-    def _can_fire(self, x: torch.Tensor, lifted: torch.Tensor) -> None:
-        """Keep the latents that some of these tokens may reach: x.w <= c.w + |x - c| |w| for every c; here the tokens' mean."""
-        centre = x.mean(0)
-        radius = float((x - centre).norm(dim=1).max())
-        reach = self.weights @ centre + radius * self.norm * (1 + 1e-5) + lifted + 1e-5 * centre.norm() * self.norm
-        can = reach > 0
-        within = torch.zeros(len(can), dtype=torch.bool)
-        within[self.kept] = True
-        if bool((can & ~within).any()):  # more than before: keep all that ever could, so that this settles
-            self._keep(can | within)
-        elif len(self.kept) == len(can) and float(can.float().mean()) < 1 - _WORTH_SKIPPING:
-            self._keep(can)
-
-    def _keep(self, which: torch.Tensor) -> None:
-        all_of_them = float(which.float().mean()) > 1 - _WORTH_SKIPPING
-        self.kept = torch.arange(len(which)) if all_of_them else which.nonzero().squeeze(1)
-        self.kept_weights = self.rounded if all_of_them else self.rounded[self.kept]
+        return counts, self.reach.kept[torch.from_numpy(column)], guess
 
     def _recompute(self, x: torch.Tensor, counts: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         """Pre-activations of the candidates in float32, one dot product each."""
@@ -164,20 +149,3 @@ class ScreenedEncoder:
             )
             found: torch.Tensor = torch.sparse.sampled_addmm(pattern, x, self.weights.T).values()
         return found
-
-
-def screen_pays(sae: SparseAutoencoder, device: str, sample: torch.Tensor) -> ScreenedEncoder | None:
-    """The screen where it is the faster way, else None: on a processor with bfloat16 products, and sparse enough.
-
-    Parameters
-    ----------
-    sample
-        float32 [n, d_in]: the first tokens.
-    """
-    from cytosae.training import has_bfloat16
-
-    plain = sae.activation in ("relu", "threshold")  # others choose among all codes of a token
-    if torch.device(device).type != "cpu" or not has_bfloat16(device) or sae.n_latents < 256 or not plain:
-        return None
-    encoder = ScreenedEncoder(sae)
-    return encoder if encoder.candidate_share(sample[:ROWS]) <= TOO_DENSE else None

@@ -45,11 +45,12 @@ class StoredTokens:
         Raises
         ------
         CytosaeError
-            A cell has no tokens in any of the stores.
+            A cell has no tokens in any of the stores, or those of another image stand by its id.
         """
         if len(self.stores) == 1 and self.sources[0] is None:
             store = self.stores[0]
-            return store.read(store.rows_of(frame["cell_id"].to_numpy(np.int64)), kind=kind).float()
+            rows = store.rows_of(frame["cell_id"].to_numpy(np.int64), frame["sha256"].tolist())
+            return store.read(rows, kind=kind).float()
         out: torch.Tensor | None = None
         done = np.zeros(len(frame), bool)
         for store, source in zip(self.stores, self.sources, strict=True):
@@ -59,7 +60,8 @@ class StoredTokens:
                 mine &= np.isin(frame["cell_id"].to_numpy(np.int64), store.cell_ids)
             if not mine.any():
                 continue
-            part = store.read(store.rows_of(frame.loc[mine, key].to_numpy(np.int64)), kind=kind).float()
+            rows = store.rows_of(frame.loc[mine, key].to_numpy(np.int64), frame.loc[mine, "sha256"].tolist())
+            part = store.read(rows, kind=kind).float()
             out = part.new_zeros(len(frame), *part.shape[1:]) if out is None else out
             out[torch.from_numpy(mine)] = part
             done |= mine

@@ -8,6 +8,7 @@ import numpy as np
 
 from cytosae.evaluation._bootstrap import as_score, cohen_kappa, interval
 from cytosae.evaluation._context import Context
+from cytosae.evaluation._readout import surest
 from cytosae.evaluation._targets import ATTRIBUTES, MIN_CELLS, Target, targets_of
 from cytosae.evaluation._tasks import (
     Answers,
@@ -104,27 +105,19 @@ def _kappas(context: Context, answers: Answers) -> dict[str, Any]:
         truth = np.stack([targets[i].positive[scored] for i in at], axis=1).argmax(1)
         weights = answers.cells.weights[:, scored]
 
-        def kappa(
-            values: Any, at: list[int] = at, scored: Any = scored, truth: Any = truth, weights: Any = weights
-        ) -> str:
-            found = interval(as_score(cohen_kappa(values[scored][:, at].argmax(1), truth, len(at), weights)))
-            return (
-                f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
-                if found["low"] is not None
-                else "not measurable"
-            )
+        def kappa(guess: Any, truth: Any = truth, n: int = len(at), weights: Any = weights) -> str:
+            found = interval(as_score(cohen_kappa(guess, truth, n, weights)))
+            if found["low"] is None:
+                return "not measurable"
+            return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
-        dictionary = answers.sides["dictionary"][1].predictions
-        row = [name, annotators, kappa(answers.floor_values), *(kappa(dictionary[k]) for k in _KAPPAS)]
-        rows.append(
-            [
-                *row,
-                kappa(answers.sides["raw"][1].predictions["probe 5"]),
-                kappa(answers.sides["mean-token"][1].predictions["full"]),
-            ]
-        )
+        assert answers.floor_values is not None
+        asked = [("dictionary", k) for k in _KAPPAS] + [("raw", "probe 5"), ("mean-token", "full")]
+        said = [surest(answers.cells, answers.sides[side][1].predictions[k], at, scored) for side, k in asked]
+        floor = answers.floor_values[scored][:, at].argmax(1)
+        rows.append([name, annotators, kappa(floor), *(kappa(guess) for guess in said)])
     return {
         "title": "Agreement with the annotation (Cohen's kappa)", "rows": rows,
         "header": ["attribute", "annotators among themselves", "cell type alone", *_KAPPAS.values(), "five raw dimensions", "mean patch token, all"],
-        "note": "The value whose probe is surest is taken; thresholds are those of the fit on choosing cells. Values that are not measurable are left out on both sides.",
+        "note": "The value whose probe is furthest above its threshold is taken; thresholds let each value be said of as many choosing cells as have it. Values that are not measurable are left out on both sides.",
     }  # fmt: skip

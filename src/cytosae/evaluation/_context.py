@@ -51,8 +51,8 @@ class Context:
         A dictionary trained with a frozen random decoder, as a control.
     seed, n_draws, fast
         Of everything random; bootstrap draws; whether fewer cells, draws and repeats are used.
-    n_random
-        Random dictionaries to compare with.
+    n_random, n_repeats
+        Random dictionaries to compare with, and random choices of an equal number of candidates.
     open_test
         Whether the closed test split of WBCAtt is scored.
     weights
@@ -74,6 +74,7 @@ class Context:
     n_draws: int = 1000
     fast: bool = False
     n_random: int = 2
+    n_repeats: int = 10
     open_test: bool = False
     weights: Path | None = None
     n_closed: int = 0
@@ -90,7 +91,7 @@ class Context:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Every setting on which numbers depend."""
-        return {"seed": self.seed, "n_draws": self.n_draws, "fast": self.fast, "n_random": self.n_random,
+        return {"seed": self.seed, "n_draws": self.n_draws, "fast": self.fast, "n_random": self.n_random, "n_repeats": self.n_repeats,
                 "open_test": self.open_test, "cell_ids": hash_json(self.frame["cell_id"].astype(int).tolist())}  # fmt: skip
 
     @cached_property
@@ -132,7 +133,7 @@ class Context:
     def controls(self) -> list[Units]:
         """Raw dimensions, principal components, random directions, and the frozen decoder where there is one."""
         made: list[Units] = [raw_units(self.sample), pca_units(self.sample)]
-        made += [random_units(self.sae, self.sample, self.seed, i) for i in range(1 if self.fast else self.n_random)]
+        made += [random_units(self.sae, self.sample, self.seed, i) for i in range(self.n_random)]
         if self.frozen is not None:
             made.append(
                 DictionaryUnits(self.frozen, "frozen-decoder", "dictionary with a frozen random decoder", "control")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cytosae._errors import CytosaeError, UsageError
+from cytosae._errors import UsageError
 from cytosae.cells import read_cells, select
 from cytosae.concepts import KIND as INDEX
 from cytosae.concepts import ConceptIndex, check_tokens
@@ -32,7 +32,6 @@ def open_context(
     *,
     cells: Path | None = None,
     tokens: Sequence[Path] = (),
-    sae: Path | None = None,
     more: Sequence[Path] = (),
     frozen: Path | None = None,
     train_frozen_decoder: bool = False,
@@ -50,10 +49,10 @@ def open_context(
         An SAE folder, or a concept index: then its cells take part, and what it was made from is looked for beside it.
     out
         The scorecard's folder.
-    cells, tokens, sae
-        The table, the token stores and the dictionary; those that are not given have to lie beside `target`.
+    cells, tokens
+        The table and the token stores; where not given they have to lie beside the index.
     more
-        Further dictionaries, for the front over sparsity.
+        Further dictionaries, for the front over sparsity; and the index's own, where it does not lie beside it.
     frozen, train_frozen_decoder
         A dictionary with a frozen random decoder; or train one now by the recipe of the dictionary (kept in ``out/cache``).
     where
@@ -63,7 +62,7 @@ def open_context(
     open_test
         Score WBCAtt's test split.
     fast
-        At most `FAST_CELLS` cells, and fewer draws.
+        At most `FAST_CELLS` cells, and fewer draws and repeats.
 
     Raises
     ------
@@ -79,12 +78,12 @@ def open_context(
         paths["index"] = target
         conditions = [*index.manifest["config"].get("where", []), *conditions]
         made_from = index.manifest["inputs"]
-        sae = sae or _beside(target, target.parent.iterdir(), SAE, made_from["sae"], "--sae")
+        mine = [p for p in more if is_artifact(p, SAE) and artifact_hash(p) == made_from["sae"]]
+        more = [p for p in more if p not in mine]
+        sae = mine[0] if mine else _beside(target, target.parent.iterdir(), SAE, made_from["sae"], "--sae")
         cells = cells or _table_beside(target, made_from["cells"])
         wanted = [h for name, h in sorted(made_from.items()) if name.startswith("tokens")]
         tokens = tokens or [_beside(target, target.parent.iterdir(), "tokens", h, "--tokens") for h in wanted]
-        if made_from["sae"] != artifact_hash(sae):
-            raise CytosaeError(f"{sae} is not the dictionary {target} was made with; give that one.")
     elif is_artifact(target, SAE):
         sae = target
     else:
@@ -106,7 +105,7 @@ def open_context(
             check_tokens(one, stored.stores[0])
     return Context(
         table, frame, stored, dictionary, out, others, control, seed, FAST_DRAWS if fast else DRAWS, fast,
-        open_test=open_test, weights=weights, n_closed=n_closed, paths=paths,
+        n_random=1 if fast else 2, n_repeats=3 if fast else 10, open_test=open_test, weights=weights, n_closed=n_closed, paths=paths,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ class Cells:
     group
         int [n]: cells that belong together.
     weights
-        int16 [1 + n_draws, n]: see `draw_weights`.
+        int16 [1 + n_draws, n]: see `draw_weights`; 0 for cells that are not scored.
     """
 
     targets: Sequence[Target]
@@ -127,6 +127,17 @@ def _yes_or_no(cells: Cells, target: Target, values: Array) -> dict[str, Score]:
         "f1": as_score(f1(yes, truth, weights)),
         "kappa": as_score(cohen_kappa(yes.astype(int), truth.astype(int), 2, weights)),
     }
+
+
+def surest(cells: Cells, values: Array, at: Sequence[int], scored: Array) -> Array:
+    """The value of each scored cell whose probe is furthest above its threshold: int [n scored], positions in `at`.
+
+    A value's threshold lets it be said of as many choosing cells as have it: a regression on yes and no would never say
+    rare ones.
+    """
+    choose = cells.targets[at[0]].choose
+    thresholds = [np.quantile(values[choose, i], 1 - cells.targets[i].positive[choose].mean()) for i in at]
+    return np.asarray((values[scored][:, list(at)] - thresholds).argmax(1))
 
 
 def by_group(cells: Cells, scores: Sequence[Score], *, within: bool) -> dict[str, Score]:

@@ -70,7 +70,7 @@ class Reconstruction:
                 if kind == "patch":
                     front.append((m["l0"], m["fvu"], name))
                     pca_front.append((m["l0"], 1 - theirs.value))
-                if name == "dictionary":
+                if name == "dictionary" and kind in trained:
                     others = [("pca", f"{k} principal components", theirs)]
                     others += [
                         (c, title, _explained(found[c].error, spread, weights))

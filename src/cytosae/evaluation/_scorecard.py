@@ -52,16 +52,18 @@ def make_scorecard(context: Context, sections: Sequence[Section], parts: Sequenc
     skipped: dict[str, str] = {}
     asked = chosen_sections(sections, parts)
     for section in sections:
-        if section not in asked:
-            if (kept := _kept(context, section)) is not None:
-                done[section.name] = kept
-            continue
-        why = section.missing(context)
-        if why is not None:
-            say(f"{section.name}: skipped; {why}")
-            skipped[section.name] = why
-            continue
-        done[section.name] = _measured(context, section)
+        kept = _kept(context, section)
+        if kept is not None:
+            if section in asked:
+                say(f"{section.name}: kept as it is")
+            done[section.name] = kept
+        elif section in asked:
+            why = section.missing(context)
+            if why is None:
+                done[section.name] = _measured(context, section)
+            else:
+                say(f"{section.name}: skipped; {why}")
+                skipped[section.name] = why
     cells = {
         "n": len(context.frame), "n_choose": int((context.part == "choose").sum()),
         "n_score": int((context.part == "score").sum()), "n_left_out": int((context.part == "").sum()),
@@ -86,9 +88,6 @@ def _about(context: Context) -> dict[str, Any]:
 
 
 def _measured(context: Context, section: Section) -> dict[str, Any]:
-    if (kept := _kept(context, section)) is not None:
-        say(f"{section.name}: kept as it is")
-        return kept
     say(f"{section.name}: {section.question}")
     started = time.monotonic()
     record = _plain({"title": section.title, "question": section.question, **section.measure(context)})

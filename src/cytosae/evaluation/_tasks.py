@@ -17,8 +17,6 @@ from cytosae.evaluation._readout import EQUAL_SIZE, SIZES, Cells, Readout, by_gr
 from cytosae.evaluation._targets import Target, type_shares
 
 Array = npt.NDArray[Any]
-#: Random choices of an equal number of candidates.
-_REPEATS, _REPEATS_FAST = 10, 3
 #: How what was asked is called in tables.
 ASKED = {
     "single": "best single concept, AP", "single equal": "best single concept, equal candidates, AP", "f1": "best single concept, F1",
@@ -60,8 +58,10 @@ def answer(context: Context, targets: Sequence[Target], *, floor: bool) -> Answe
     cut = [replace(t, positive=t.positive[rows], choose=t.choose[rows], score=t.score[rows]) for t in measurable]
     choosing = np.logical_or.reduce([t.choose for t in cut])
     group = context.unit[rows]
-    cells = Cells(cut, choosing, group, draw_weights(group, context.n_draws, context.seed))
-    n_repeats = _REPEATS_FAST if context.fast else _REPEATS
+    scored = np.logical_or.reduce([t.score for t in cut])
+    weights = np.zeros((1 + context.n_draws, len(rows)), np.int16)
+    weights[:, scored] = draw_weights(group[scored], context.n_draws, context.seed)
+    cells = Cells(cut, choosing, group, weights)
     n_alive = {u.name: _n_alive(context, u, rows[choosing]) for u in context.units}
     size = min(n_alive.values())
     sides: dict[str, tuple[str, Readout]] = {}
@@ -72,7 +72,7 @@ def answer(context: Context, targets: Sequence[Target], *, floor: bool) -> Answe
         candidates = Candidates.of(X, cut, choosing)
         sides[units.name] = (
             units.title,
-            read_out(cells, candidates, size, n_repeats, context.seed, full=units.name not in ("raw", "pca")),
+            read_out(cells, candidates, size, context.n_repeats, context.seed, full=units.name not in ("raw", "pca")),
         )
         if units.kind == "dictionary":
             shuffled = _shuffled(cells, X, context.seed)
@@ -83,7 +83,7 @@ def answer(context: Context, targets: Sequence[Target], *, floor: bool) -> Answe
         sides[name] = (title, Readout(scores={"full": scores}, predictions={"full": values}))
     shares = np.stack([type_shares(context.frame, t)[rows] for t in measurable], axis=1) if floor else None
     floors = None if shares is None else [cells.precision(t, shares[:, i]) for i, t in enumerate(cut)]
-    return Answers(cells, rows, sides, floors, shares, shuffled, size, n_repeats)
+    return Answers(cells, rows, sides, floors, shares, shuffled, size, context.n_repeats)
 
 
 def comparisons(answers: Answers, *, within: bool, where: str) -> list[dict[str, Any]]:

@@ -46,6 +46,7 @@ def about_run(run: Run) -> dict[str, Any]:
         "n_cells": len(run.cells),
         "n_quarantined": run.cells.n_quarantined,
         "n_train": info["n_cells_train"],
+        "token_kinds": info["token_kinds"],
         "n_heldout": run.index.n_cells,
         "backbone": store["backbone"]["name"],
         "backbone_long": _long_name(store["backbone"]["name"]),
@@ -65,26 +66,23 @@ def quality(run: Run) -> dict[str, Any]:
     """Reconstruction on cells outside the training part, and the control of the label entropy."""
     m = run.sae.info.get("metrics") or {}
     facts: list[Fact] = []
-    if m:
-        pca_line = f"the best {m['pca_components']} principal components reach {1 - m['pca_fvu']:.3f}"
-        facts = [
-            Fact(
-                "Explained variance of patch tokens",
-                f"{m['explained_variance']:.3f}",
-                f"1 is perfect, 0 is the mean token; {pca_line}",
-            ),
-            Fact(
-                "Concepts active on a patch (L0)",
-                f"{m['l0']:.1f}",
-                f"of {run.sae.n_latents:,}: a patch is described by this few",
-            ),
-            Fact("Idle concepts", f"{m['dead_share']:.1%}", "fire on fewer than 1 in 100,000 of these patches"),
-            Fact(
-                "Measured on",
-                f"{m['n_tokens']:,} patches",
-                f"of {run.sae.info['n_cells_heldout']:,} cells the dictionary was not trained on",
-            ),
-        ]
+    if "explained_variance" in m:
+        pca = "" if "pca_fvu" not in m else (
+            f"; the best {m['pca_components']} principal components reach {1 - m['pca_fvu']:.3f}"
+        )  # fmt: skip
+        value = f"{m['explained_variance']:.3f}"
+        facts.append(Fact("Explained variance of patch tokens", value, f"1 is perfect, 0 is the mean token{pca}"))
+    if "l0" in m:
+        note = f"of {run.sae.n_latents:,}: a patch is described by this few"
+        facts.append(Fact("Concepts active on a patch (L0)", f"{m['l0']:.1f}", note))
+    if "dead_share" in m:
+        facts.append(
+            Fact("Idle concepts", f"{m['dead_share']:.1%}", "fire on fewer than 1 in 100,000 of these patches")
+        )
+    n_heldout = run.sae.info["n_cells_heldout"]
+    if "n_tokens" in m and n_heldout is not None:
+        note = f"of {n_heldout:,} cells the dictionary was not trained on"
+        facts.append(Fact("Measured on", f"{m['n_tokens']:,} patches", note))
     return {"facts": facts, "control": run.record("controls.json")}
 
 
@@ -114,8 +112,16 @@ def _provenance(run: Run) -> list[Fact]:
             run.store.hash,
             f"block {run.store.manifest['layer']}, {run.store.manifest['precision']}, kept as {run.store.dtype}",
         ),
-        Fact("sae", run.sae.hash, f"recipe {info['recipe']}, seed {info['seed']}, semantics {info['semantics']}"),
+        Fact("sae", run.sae.hash, _origin(info)),
         Fact("index", run.index.hash, "cells: " + (", ".join(run.index.manifest["config"]["where"]) or "all")),
     ]
     recipe = ", ".join(f"{k} {v}" for k, v in info["hyperparameters"].items() if k != "name")
-    return [*facts, Fact("hyperparameters", recipe)]
+    return [*facts, Fact("hyperparameters", recipe or "not known")]
+
+
+def _origin(info: dict[str, Any]) -> str:
+    """How a dictionary was made, as far as it is known."""
+    known = [f"{key} {info[key]}" for key in ("recipe", "seed", "semantics") if info[key] is not None]
+    if info.get("imported"):
+        known.append(f"imported from {info['imported']['format']}")
+    return ", ".join(known) or "not known"

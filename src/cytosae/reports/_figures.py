@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,10 @@ def save_explanation(explanation: Explanation, path: Path) -> None:
 
 
 def _title(row: Any) -> str:
+    name = getattr(row, "name", None)
     text = f"concept {row.latent}: {row.value:.2f}"
+    if isinstance(name, str):
+        text = f"{shorten(name, 38, placeholder='...')}\n{text}"
     if hasattr(row, "frequency"):
         label = row.top_label if isinstance(row.top_label, str) else "no label"
         text += f"\nin {row.frequency:.0%} of cells, mostly {label}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cytosae.concepts import CellsByConcepts, ConceptIndex
+from cytosae.concepts import CellsByConcepts, ConceptIndex, named_concepts
 from cytosae.evaluation import on_cell_share
 from cytosae.reports._pictures import Overlay, overlay
 from cytosae.reports._run import Run
@@ -37,6 +37,8 @@ class Card:
 
     latent: int
     chosen_for: str | None
+    name: str | None
+    named_by: str | None
     headline: str
     exemplars: list[Overlay]
     frequency: float
@@ -68,7 +70,8 @@ class Gallery:
 def make_gallery(run: Run) -> Gallery:
     """Choose concepts on the training part (where its index is there) and draw them on the other cells."""
     chosen = choose(run)
-    cards = [_card(run, run.index, row) for row in chosen.itertuples()]
+    names = named_concepts(run.index)
+    cards = [_card(run, run.index, names, row) for row in chosen.itertuples()]
     return Gallery(cards, run.matrix("index-train") is not None, len(run.index.manifest["labels"]))
 
 
@@ -128,9 +131,10 @@ def describe(run: Run, cell_id: int) -> str:
     return label
 
 
-def _card(run: Run, index: ConceptIndex, row: Any) -> Card:
+def _card(run: Run, index: ConceptIndex, names: pd.DataFrame, row: Any) -> Card:
     latent = int(row.latent)
-    known = index.concepts.loc[latent]
+    known = names.loc[latent]
+    named = isinstance(known["name"], str)
     pictures, on_cell = exemplar_pictures(run, index, latent, N_SHOWN)
     shares = index.labels[index.labels["latent"] == latent].set_index("label")["n_cells_active"]
     counts = index.manifest["labels"]
@@ -143,6 +147,8 @@ def _card(run: Run, index: ConceptIndex, row: Any) -> Card:
     return Card(
         latent=latent,
         chosen_for=row.label if isinstance(row.label, str) else None,
+        name=known["name"] if named else None,
+        named_by=known["named_by"] if named else None,
         headline=_headline(row, on_cell, n_top, n_judged, top_label),
         exemplars=pictures,
         frequency=float(known["frequency"]),

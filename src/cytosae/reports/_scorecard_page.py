@@ -105,7 +105,7 @@ def _comparison_figure(comparisons: Sequence[dict[str, Any]]) -> markupsafe.Mark
             axis.plot([score["value"]], [y], "o" if name == "dictionary" else "D", color=colour, ms=6 if name == "dictionary" else 4,
                       label=label)  # fmt: skip
     axis.set_yticks(range(len(comparisons)), [c["what"] for c in comparisons])
-    axis.invert_yaxis()
+    axis.set_ylim(len(comparisons) - 0.5, -0.5)
     axis.grid(axis="x", color="#e8ecf0", lw=0.8)
     axis.set_axisbelow(True)
     axis.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(-0.1, 1.0))
@@ -122,12 +122,25 @@ def _series_figure(series: dict[str, Any]) -> markupsafe.Markup:
         colour = _CONTROL if line.get("dashed") else _COLOURS[i % len(_COLOURS)]
         axis.plot(x, y, "o--" if line.get("dashed") else "o-", color=colour, label=line["name"], ms=5)
     axis.set(xlabel=series["x"], ylabel=series["y"])
-    if series.get("log_x"):
-        axis.set_xscale("log")
-    if series.get("log_y"):
-        axis.set_yscale("log")
+    points = [p for line in series["lines"] for p in line["points"] if None not in p]
+    for name, place in (("x", 0), ("y", 1)):
+        if series.get(f"log_{name}"):
+            _log_scale(axis, name, [p[place] for p in points])
     axis.legend(frameon=False, fontsize=9)
     return _svg(figure)
+
+
+def _log_scale(axis: Any, name: str, values: Sequence[float]) -> None:
+    """A logarithmic axis with plain numbers on it, where the values span more than a factor of two."""
+    from matplotlib import ticker
+
+    if not values or min(values) <= 0 or max(values) < 2 * min(values):
+        return
+    (axis.set_xscale if name == "x" else axis.set_yscale)("log")
+    one = axis.xaxis if name == "x" else axis.yaxis
+    one.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    one.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    one.set_minor_formatter(ticker.NullFormatter())
 
 
 def _short(title: str) -> str:

@@ -20,8 +20,9 @@ from cytosae._progress import Meter, say
 from cytosae.backbones import Backbone
 from cytosae.cells import Cells, ImageReader, UnreadableImageError, decode_image, select
 from cytosae.storage import commit_file, commit_folder, same_work, write_table
+from cytosae.tokens._forward import check_mode, choose_forward
 from cytosae.tokens._kinds import KINDS, Kept
-from cytosae.tokens._store import KIND, STORED, TORCH, VERSION, TokenStore
+from cytosae.tokens._store import KIND, STORED, TORCH, VERSION, TokenStore, image_keys
 
 #: Images a forward pass; the last batch is padded to it, so that a cell's tokens do not depend on how many follow.
 BATCH = 16
@@ -40,6 +41,7 @@ def extract_tokens(
     keep: Sequence[str] = KINDS,
     patches: int | None = None,
     seed: int = 0,
+    compile: str = "auto",
 ) -> TokenStore:
     """Run a backbone over the usable cells of a table and keep the tokens of one block.
 
@@ -63,6 +65,9 @@ def extract_tokens(
         Keep that many random patches of each cell instead of all; which ones depends on `seed` and the cell_id alone.
     seed
         Of that choice.
+    compile
+        ``on``: the forward pass is compiled, ``off``: it is not, ``auto``: where that pays. Compiled tokens differ from others
+        in their last bits; which they are is written in the manifest (``forward``), and an unfinished store goes on as begun.
 
     Raises
     ------
@@ -72,6 +77,7 @@ def extract_tokens(
     out = Path(out)
     if store not in STORED:
         raise UsageError(f"There is no stored type {store!r}; use {', '.join(STORED)}.")
+    check_mode(compile)
     backbone.block_number(layer)
     kept = Kept.of(backbone.token_kinds, keep, patches, seed, backbone.name)
     frame = select(cells, where)
@@ -86,6 +92,7 @@ def extract_tokens(
         "batch": BATCH,
         "threads": torch.get_num_threads(),
         **({"backbone_options": backbone.options} if backbone.options else {}),
+        **({"compile": compile} if compile != "auto" else {}),
         **kept.config,
     }
     if same_work(out, KIND, inputs, config):
@@ -93,8 +100,11 @@ def extract_tokens(
         return TokenStore(out)
     version = 1 if kept.whole else VERSION
     with commit_folder(out, kind=KIND, version=version, inputs=inputs, config=config, resume=True) as (folder, extra):
-        top = _write_shards(frame, cells.root, backbone, layer, store, kept, folder)
-        rows = kept.rows(frame["cell_id"].to_numpy(np.int64))
+        try:
+            top, forward = _write_shards(frame, cells.root, backbone, layer, store, kept, folder, compile)
+        finally:
+            backbone.compiled = 0  # whoever computes tokens with it next has not asked for compiled ones
+        rows = kept.rows(frame["cell_id"].to_numpy(np.int64)) | {"image": pa.array(image_keys(frame["sha256"]))}
         write_table(folder / "rows.parquet", pa.table(rows), kind="token rows", version=version, atomic=False)
         extra |= {
             "n_rows": len(frame),
@@ -108,6 +118,7 @@ def extract_tokens(
             "backbone": backbone.record,
             "preprocessing": backbone.preprocessing.as_dict(),
             "precision": backbone.precision,
+            "forward": forward,
             "max_abs": top,
             "n_quarantined": cells.n_quarantined,
         }
@@ -141,15 +152,16 @@ def encode_images(frame: pd.DataFrame, root: str, backbone: Backbone, layer: int
 
 
 def _write_shards(
-    frame: pd.DataFrame, root: str, backbone: Backbone, layer: int, store: str, kept: Kept, folder: Path
-) -> float:
-    """Write the shards that are missing; give the largest absolute value of all, as stored."""
+    frame: pd.DataFrame, root: str, backbone: Backbone, layer: int, store: str, kept: Kept, folder: Path, mode: str
+) -> tuple[float, dict[str, Any]]:
+    """Write the shards that are missing; give the largest absolute value of all, as stored, and which forward pass it was."""
     top = 0.0
     ids = frame["cell_id"].to_numpy(np.int64)
     paths = {start: folder / f"tokens-{start // SHARD:05d}.bin" for start in range(0, len(frame), SHARD)}
     missing = [start for start, path in paths.items() if not path.exists()]  # what is there is whole: it was renamed
     left = np.concatenate([np.arange(s, min(s + SHARD, len(frame))) for s in missing] or [np.empty(0, np.int64)])
     _check_room(folder, len(left) * len(kept.kinds) * backbone.d_in * STORED[store].itemsize)
+    forward = choose_forward(backbone, layer, mode, batch=BATCH, n_left=-(-len(left) // BATCH), folder=folder)
     # shards hold whole batches, so one pipeline runs through all that are missing
     stream = encode_images(frame.iloc[left], root, backbone, layer)
     with Meter(len(frame), "tokens", "cells") as meter, ThreadPoolExecutor(1) as pool:
@@ -174,7 +186,7 @@ def _write_shards(
                 # flushing to the disk and renaming go on beside the next shard's forward pass
                 flushed = pool.submit(stack.pop_all().close)
         flushed.result()
-    return top
+    return top, forward
 
 
 def _check_room(folder: Path, needed: int) -> None:

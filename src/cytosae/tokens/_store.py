@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,14 @@ KIND, VERSION = "tokens", 2
 #: stored type -> what numpy maps (numpy has no bfloat16: its bits are mapped as int16)
 STORED: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "bfloat16": np.dtype("<i2"), "float32": np.dtype("<f4")}
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+#: Tokens of one cell no further apart than this are read at once: the bytes between cost less than another call.
+_GAP = 16
+_ADVISE = getattr(os, "posix_fadvise", None)
+
+
+def image_keys(sha256: Sequence[str | None]) -> npt.NDArray[np.uint64]:
+    """The first 16 hexadecimal digits of each sha256 as a number; 0 where there is none."""
+    return np.array([int(text[:16], 16) if isinstance(text, str) else 0 for text in sha256], np.uint64)
 
 
 class TokenStore:
@@ -90,13 +99,22 @@ class TokenStore:
         shape = (-1, self.n_tokens, self.d_in)
         return [np.memmap(self.folder / n, dtype=STORED[self.dtype], mode="r").reshape(shape) for n in self._names]
 
-    def rows_of(self, cell_ids: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def rows_of(
+        self, cell_ids: Sequence[int] | npt.NDArray[np.int64], sha256: Sequence[str | None] | None = None
+    ) -> npt.NDArray[np.int64]:
         """Row numbers of cells.
+
+        Parameters
+        ----------
+        cell_ids
+            Their ids in the table that the tokens were made from.
+        sha256
+            Of their images, where it is to be compared: another table means other cells by the same ids.
 
         Raises
         ------
         CytosaeError
-            A cell has no tokens here.
+            A cell has no tokens here, or by its id stand the tokens of another image.
         """
         wanted = np.asarray(cell_ids, dtype=np.int64)
         rows = np.searchsorted(self.cell_ids, wanted)
@@ -107,7 +125,23 @@ class TokenStore:
                 f"{self.folder} has no tokens of cell {wanted[~found][0]} ({(~found).sum()} of {len(wanted)} are "
                 "missing); extract the tokens of these cells first."
             )
+        if sha256 is not None and self._images is not None:
+            keys = image_keys(sha256)
+            other = (keys != 0) & (keys != self._images[rows])
+            if other.any():
+                raise CytosaeError(
+                    f"{self.folder} holds tokens of another image by the id of cell {wanted[other][0]} ({other.sum()} of "
+                    f"{len(wanted)} differ), so they were made from another table; give that table, or extract again."
+                )
         return rows.astype(np.int64)
+
+    @cached_property
+    def _images(self) -> npt.NDArray[np.uint64] | None:
+        """`image_keys` of the rows; None of a store from before they were kept."""
+        path = self.folder / "rows.parquet"
+        if "image" not in pq.read_schema(path).names:
+            return None
+        return np.asarray(pq.read_table(path, columns=["image"])["image"].to_numpy(), np.uint64)
 
     def read(self, rows: npt.NDArray[np.int64], *, kind: str = "all", partial: bool = False) -> torch.Tensor:
         """Tokens of some rows.
@@ -143,7 +177,56 @@ class TokenStore:
                     file.seek(token * self._token_bytes)
                     if file.readinto(memoryview(out[i]).cast("B")) != out[i].nbytes:
                         raise CytosaeError(f"{path} is cut short; run 'cytosae tokens' again.")
-        tensor = torch.from_numpy(out)
+        return self._tensor(out)
+
+    def read_tokens(self, rows: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Single tokens; as in `read`, no more of the file than about these bytes.
+
+        Parameters
+        ----------
+        rows, places
+            int64 [n]: the row of each token, and its place among the `n_tokens` of the row; ascending.
+
+        Returns
+        -------
+        [n, d_in] in the stored type
+
+        Raises
+        ------
+        CytosaeError
+            A shard is cut short.
+        """
+        out = np.empty((len(rows), self.d_in), dtype=STORED[self.dtype])
+        if not len(rows):
+            return self._tensor(out)
+        apart = (np.diff(rows) != 0) | (np.diff(places) > _GAP)
+        begins = np.concatenate([[0], np.flatnonzero(apart) + 1])
+        ends = np.append(begins[1:], len(rows))
+        shard_of = np.searchsorted(self._starts, rows[begins], side="right") - 1
+        firsts = (rows[begins] - np.asarray(self._starts)[shard_of]) * self.n_tokens + places[begins]
+        spans = places[ends - 1] - places[begins] + 1
+        between = np.empty_like(out, shape=(self.n_tokens, self.d_in))
+        for shard in np.unique(shard_of):
+            path, mine = self.folder / self._names[shard], np.flatnonzero(shard_of == shard)
+            parts = list(zip(*(a[mine].tolist() for a in (begins, ends, firsts, spans)), strict=True))
+            with path.open("rb", buffering=0) as file:
+                if _ADVISE is not None:  # the disk then looks for all of them at once
+                    for _, _, first, span in parts:
+                        _ADVISE(
+                            file.fileno(), first * self._token_bytes, span * self._token_bytes, os.POSIX_FADV_WILLNEED
+                        )
+                for begin, end, first, span in parts:
+                    whole = span == end - begin
+                    target: Any = out[begin:end] if whole else between[:span]
+                    file.seek(first * self._token_bytes)
+                    if file.readinto(memoryview(target).cast("B")) != target.nbytes:
+                        raise CytosaeError(f"{path} is cut short; run 'cytosae tokens' again.")
+                    if not whole:
+                        out[begin:end] = between[places[begin:end] - places[begin]]
+        return self._tensor(out)
+
+    def _tensor(self, stored: npt.NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(stored)
         return tensor.view(torch.bfloat16) if self.dtype == "bfloat16" else tensor
 
     def part(self, kind: str, *, partial: bool = False) -> slice:

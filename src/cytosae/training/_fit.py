@@ -220,8 +220,10 @@ def semantics(recipe: Recipe) -> str:
 
 
 def _rows(store: TokenStore, cells: Cells, where: Sequence[str], heldout: Sequence[str]) -> tuple[Any, Any]:
-    train = store.rows_of(select(cells, where)["cell_id"].to_numpy())
-    test = store.rows_of(select(cells, heldout)["cell_id"].to_numpy()) if heldout else np.empty(0, np.int64)
+    train, test = (
+        store.rows_of(frame["cell_id"].to_numpy(), frame["sha256"].tolist())
+        for frame in (select(cells, where), select(cells, heldout) if heldout else cells.frame.iloc[:0])
+    )
     if len(np.intersect1d(train, test)):
         raise CytosaeError("Some cells are both trained on and held out; make the two selections disjoint.")
     return train, test

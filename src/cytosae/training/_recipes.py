@@ -91,7 +91,7 @@ class Recipe:
     background: float = 1.0
     cells_per_step: int = 0
     presentations: int = 10_000_000
-    batch: int = 4096
+    batch: int = 1024
     lr: float = 8e-4
     beta1: float = 0.9
     beta2: float = 0.999
@@ -105,7 +105,7 @@ class Recipe:
     bias: str = "zero"
     normalise: str = "after"
     dead: str = "auxk"
-    dead_after: int = 500_000
+    dead_after: int = 120_000
     aux_k: int = 64
     aux_weight: float = 1 / 32
     resample_every: int = 500
@@ -173,7 +173,7 @@ RECIPES: dict[str, Recipe] = {
             warmup=100,
             dead_after=100_000,
         ),
-        Recipe(name="relu-l1", model="relu-l1", k=1, l1=0.01, dead="nothing"),
+        Recipe(name="relu-l1", model="relu-l1", k=1, l1=0.003, lr=1.5e-3, warmup=50, dead="nothing"),
         Recipe(
             name="cytosae-2025", model="relu-l1", expansion=64, k=1, l1=8e-5, tokens="all", cells_per_step=64,
             presentations=1_000_000, lr=4e-4, warmup=500, decay=0.0, error="norm", inputs="raw", start="published",

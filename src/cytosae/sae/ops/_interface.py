@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 
+from cytosae.sae.ops._memory import copy_of, zeros_like
+
 
 class _Parts(NamedTuple):
     row_start: torch.Tensor
@@ -122,8 +124,9 @@ class Weights:
 
     @classmethod
     def start(cls, E: torch.Tensor, D: torch.Tensor) -> Weights:
-        """Weights before the first step: no encoder bias, no moments."""
-        big = [torch.zeros_like(E) for _ in range(4)]
+        """Weights before the first step: no encoder bias, no moments; `E` and `D` are copied."""
+        E, D = copy_of(E), copy_of(D)
+        big = [zeros_like(E) for _ in range(4)]
         b_enc, b_avg, b_square = (torch.zeros(len(E), device=E.device) for _ in range(3))
         return cls(E, D, b_enc, big[0], big[1], big[2], big[3], b_avg, b_square)
 

@@ -1,4 +1,4 @@
-"""The compiled path: 8-bit products propose, float32 decides, and each latent row is moved in one visit (`step.cpp`)."""
+"""The compiled path: integer products propose, float32 decides, and each latent row is moved in one visit (`step.cpp`)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ import torch
 from cytosae._errors import CytosaeError
 from cytosae.sae.ops._codes import check_finite
 from cytosae.sae.ops._interface import AdamStep, Codes, RowGradients, Rule, Term, Weights
+from cytosae.sae.ops._memory import large_pages
 from cytosae.sae.ops.native._build import library
 
 _KINDS = {"relu": 0, "topk": 1, "threshold": 2, "batchtopk": 3}
 #: A hint lies so far below the least code of the batch before; a wrong one costs time only.
 _HINT = 0.9
-#: Matrices whose bytes are kept.
+#: Matrices whose integers are kept.
 _KEPT = 4
 
 
 @cache
 def native_library() -> ctypes.CDLL | None:
-    """The library, with its types declared; None where it cannot be built or the processor has no 8-bit products."""
+    """The library, with its types declared; None where it cannot be built or the processor has neither VNNI nor AVX2."""
     lib = library()
-    if lib is None or not lib.cytosae_has_vnni():
+    if lib is None or not lib.cytosae_bits():
         return None
     lib.cytosae_packed_size.restype = ctypes.c_int64
     lib.cytosae_select.restype = ctypes.c_void_p
@@ -34,11 +35,11 @@ def native_library() -> ctypes.CDLL | None:
 
 
 class _Packed:
-    """A matrix in bytes, as of one version of its tensor."""
+    """A matrix in integers, as of one version of its tensor."""
 
     def __init__(self, lib: ctypes.CDLL, E: torch.Tensor) -> None:
         m, d = E.shape
-        self.bytes = torch.empty(lib.cytosae_packed_size(_long(m), _long(d)), dtype=torch.uint8)
+        self.bytes = large_pages(torch.empty(lib.cytosae_packed_size(_long(m), _long(d)), dtype=torch.uint8))
         self.scale, self.norm = torch.empty(m), torch.empty(m)
         lib.cytosae_pack(
             _at(E), _long(m), _long(d), _at(self.bytes), _at(self.scale), _at(self.norm), torch.get_num_threads()
@@ -47,15 +48,27 @@ class _Packed:
 
 
 class NativePath:
-    """See `cytosae.sae.ops.Path`; CPU tensors, float32."""
+    """See `cytosae.sae.ops.Path`; CPU tensors, float32.
 
-    name = "native-int8"
+    Attributes
+    ----------
+    name
+        ``native-int8`` (VNNI) or ``native-int16`` (AVX2), by the integers that propose.
+    proven
+        Whether what is proposed provably holds every code. Else, with 8 bits, by six standard deviations of their rounding,
+        which is faster; 16 bits are always proven.
+    n_candidates, n_misjudged
+        Codes proposed so far, and those of them on the wrong side of their threshold by the integers alone.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, proven: bool = False) -> None:
         lib = native_library()
         if lib is None:
             raise CytosaeError("The compiled path is not available here; use the portable one.")
         self._lib = lib
+        bits = lib.cytosae_bits()
+        self.name, self.proven = f"native-int{bits}", proven or bits > 8
+        self.n_candidates = self.n_misjudged = 0
         self._packs: list[_Packed] = []
         self._hints: dict[tuple[str, int, int], float] = {}
 
@@ -69,18 +82,20 @@ class NativePath:
         check_finite(b_enc, "weights")
         key = (rule.kind, m, rule.k)
         bound = ctypes.c_float(_HINT * self._hints.get(key, 0.0))
-        count = ctypes.c_int64()
+        counts = (ctypes.c_int64 * 3)()
         threshold = None if rule.threshold is None else _floats(rule.threshold)
         handle = self._lib.cytosae_select(
             _at(x), _long(n), _long(d), _at(packed.tensor), _at(b_enc), _long(m), _at(packed.bytes), _at(packed.scale),
-            _at(packed.norm), _KINDS[rule.kind], _long(min(rule.k, m)), _at(threshold), ctypes.byref(bound), ctypes.byref(count),
-            torch.get_num_threads(),
+            _at(packed.norm), _KINDS[rule.kind], _long(min(rule.k, m)), _at(threshold), int(self.proven), ctypes.byref(bound),
+            counts, torch.get_num_threads(),
         )  # fmt: skip
+        self.n_candidates += counts[1]
+        self.n_misjudged += counts[2]
         self._hints[key] = max(bound.value, 0.0)
         codes = Codes(
             torch.empty(n + 1, dtype=torch.int64),
-            torch.empty(count.value, dtype=torch.int32),
-            torch.empty(count.value),
+            torch.empty(counts[0], dtype=torch.int32),
+            torch.empty(counts[0]),
             m,
         )
         self._lib.cytosae_take(ctypes.c_void_p(handle), _at(codes.row_start), _at(codes.latent), _at(codes.value))
@@ -107,7 +122,7 @@ class NativePath:
         normalise: bool,
         extra: RowGradients | None = None,
     ) -> torch.Tensor:
-        """One Adam step; the bytes of the encoder are refreshed in the same visit."""
+        """One Adam step; the integers of the encoder are refreshed in the same visit."""
         w, x = weights, _floats(x)
         m, d = w.E.shape
         parts = [_Arrays(term) for term in terms]
@@ -133,7 +148,7 @@ class NativePath:
         return carry
 
     def _pack(self, E: torch.Tensor) -> _Packed:
-        """The bytes of a matrix, kept as long as it is this tensor in this version."""
+        """The integers of a matrix, kept as long as it is this tensor in this version."""
         for packed in self._packs:
             if packed.tensor is E and packed.version == E._version:
                 return packed

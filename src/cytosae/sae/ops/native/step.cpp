@@ -1,8 +1,9 @@
 // The compiled path of a training step, behind a plain C interface (cytosae/sae/ops/native/__init__.py calls it).
 //
-// Matrices are latent-major [n_latents, d], float32. Selection works in two stages: products of 8-bit integers propose, with a
-// margin for their rounding, and float32 decides. Every token and every latent row is computed by one thread in a fixed order,
-// so the result does not depend on the number of threads.
+// Matrices are latent-major [n_latents, d], float32. Selection works in two stages: products of small integers propose, with a
+// margin for their rounding, and float32 decides. The integers have 8 bits where the processor multiplies those (VNNI), and
+// about 11 bits in 16 elsewhere (AVX2). Every token and every latent row is computed by one thread in a fixed order, so the
+// result does not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -11,50 +12,100 @@
 #include <vector>
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
 #include <immintrin.h>
-#define CYTOSAE_VNNI 1
+#define CYTOSAE_BITS 8
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define CYTOSAE_BITS 16
 #else
-#define CYTOSAE_VNNI 0
+#define CYTOSAE_BITS 0
 #endif
 
 namespace {
 
-constexpr int64_t kLanes = 16, kPanel = 64, kTile = 192, kGroup = 6, kChunk = 64;
-// Rounding errors of a sum of d products are nearly normal; so many standard deviations are allowed for.
+constexpr int64_t kSums = 16, kTile = 192, kGroup = 6, kChunk = 64;
+// Rounding errors of a sum of d products are nearly normal; so many standard deviations are allowed for (8 bits, in training).
 constexpr float kSigmas = 6.0f;
 const float kRootTwelve = std::sqrt(12.0f);
 
-inline int64_t padded(int64_t d) { return (d + 3) / 4 * 4; }
+#if CYTOSAE_BITS == 8
+using Whole = int8_t;      // of a token
+using Packed = uint8_t;    // of a latent: 128 more than the value
+using Floats = __m512;
+using Ints = __m512i;
+constexpr int64_t kLanes = 16, kVectors = 4, kStep = 4;
+constexpr int kShift = 128;
+inline float largest(int64_t) { return 127; }
+inline Ints no_ints() { return _mm512_setzero_si512(); }
+inline Ints load(const Packed* p) { return _mm512_loadu_si512(p); }
+inline Ints repeat(int32_t four) { return _mm512_set1_epi32(four); }
+inline Ints add_products(Ints sum, Ints latents, Ints token) { return _mm512_dpbusd_epi32(sum, latents, token); }
+inline Ints less(Ints a, int32_t b) { return _mm512_sub_epi32(a, _mm512_set1_epi32(b)); }
+inline Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
+inline Floats load(const float* p) { return _mm512_loadu_ps(p); }
+inline Floats repeat(float v) { return _mm512_set1_ps(v); }
+inline Floats times_plus(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline unsigned at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+inline void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
+#elif CYTOSAE_BITS == 16
+using Whole = int16_t;
+using Packed = int16_t;
+using Floats = __m256;
+using Ints = __m256i;
+constexpr int64_t kLanes = 8, kVectors = 2, kStep = 2;
+constexpr int kShift = 0;
+inline float largest(int64_t d) { return std::min(32767.0f, std::floor(std::sqrt(2147483000.0f / static_cast<float>(d)))); }
+inline Ints no_ints() { return _mm256_setzero_si256(); }
+inline Ints load(const Packed* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline Ints repeat(int32_t two) { return _mm256_set1_epi32(two); }
+inline Ints add_products(Ints sum, Ints latents, Ints token) { return _mm256_add_epi32(sum, _mm256_madd_epi16(latents, token)); }
+inline Ints less(Ints a, int32_t) { return a; }
+inline Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
+inline Floats load(const float* p) { return _mm256_loadu_ps(p); }
+inline Floats repeat(float v) { return _mm256_set1_ps(v); }
+inline Floats times_plus(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline unsigned at_least(Floats a, Floats b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
+inline void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
+#else
+using Whole = int16_t;
+using Packed = int16_t;
+constexpr int64_t kLanes = 8, kVectors = 2, kStep = 2;
+constexpr int kShift = 0;
+inline float largest(int64_t) { return 127; }
+#endif
+constexpr int64_t kPanel = kLanes * kVectors;
+
+inline int64_t padded(int64_t d) { return (d + kStep - 1) / kStep * kStep; }
 inline int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
 
 float dot(const float* a, const float* b, int64_t d) {
   // sixteen partial sums whatever the vector width, so that every build adds in the same order
-  float s[kLanes] = {0};
+  float s[kSums] = {0};
   int64_t i = 0;
-  for (; i + kLanes <= d; i += kLanes)
-    for (int64_t j = 0; j < kLanes; ++j) s[j] += a[i + j] * b[i + j];
+  for (; i + kSums <= d; i += kSums)
+    for (int64_t j = 0; j < kSums; ++j) s[j] += a[i + j] * b[i + j];
   for (int64_t j = 0; i < d; ++i, ++j) s[j] += a[i] * b[i];
-  for (int64_t w = kLanes / 2; w; w /= 2)
+  for (int64_t w = kSums / 2; w; w /= 2)
     for (int64_t j = 0; j < w; ++j) s[j] += s[j + w];
   return s[0];
 }
 
-// One latent row as unsigned bytes (value + 128) in its place of the packed matrix [panel][d/4][latent of panel][4].
-void pack_row(const float* row, int64_t d, int64_t latent, uint8_t* packed, float* scale, float* norm) {
+// One latent row as integers in its place of the packed matrix [panel][d/kStep][latent of panel][kStep].
+void pack_row(const float* row, int64_t d, int64_t latent, Packed* packed, float* scale, float* norm) {
   float top = 0, square = 0;
   for (int64_t i = 0; i < d; ++i) {
     top = std::max(top, std::fabs(row[i]));
     square += row[i] * row[i];
   }
-  scale[latent] = top / 127;
+  const float most = largest(d), inverse = top > 0 ? most / top : 0;
+  scale[latent] = top / most;
   norm[latent] = std::sqrt(square);
-  const float inverse = top > 0 ? 127 / top : 0;
   const int64_t dp = padded(d);
-  uint8_t* place = packed + latent / kPanel * kPanel * dp + latent % kPanel * 4;
-  for (int64_t i = 0; i < dp; i += 4) {
-    uint8_t four[4];
-    for (int64_t j = 0; j < 4; ++j)
-      four[j] = static_cast<uint8_t>(128 + (i + j < d ? static_cast<int>(std::nearbyint(row[i + j] * inverse)) : 0));
-    std::memcpy(place + i * kPanel, four, 4);
+  Packed* place = packed + latent / kPanel * kPanel * dp + latent % kPanel * kStep;
+  for (int64_t i = 0; i < dp; i += kStep) {
+    Packed some[kStep];
+    for (int64_t j = 0; j < kStep; ++j)
+      some[j] = static_cast<Packed>(kShift + (i + j < d ? static_cast<int>(std::nearbyint(row[i + j] * inverse)) : 0));
+    std::memcpy(place + i * kPanel, some, sizeof some);
   }
 }
 
@@ -63,74 +114,93 @@ struct Candidate {
   float upper;  // the value is at most this
 };
 
-// Tokens of one tile in bytes, and what their rounding allows for.
+// Tokens of one tile as integers, and what their rounding allows for.
 struct Tile {
-  std::vector<int8_t> bytes;
+  std::vector<Whole> whole;
   std::vector<float> scale, shift_margin, scale_margin;
   std::vector<int32_t> correction;
 };
 
 struct Problem {
   const float *x, *E, *b, *threshold;
-  const uint8_t* packed;
+  const Packed* packed;
   const float *scale, *norm;
   int64_t n, d, m, k;
-  int kind;  // 0 all above bound; 1 the k largest of a token; 2 above a threshold for each latent
+  int kind;     // 0 all above bound; 1 the k largest of a token; 2 above a threshold for each latent
+  bool proven;  // no code can be lost; else only as good as never (kSigmas)
 };
 
+// The integer product misses x.w by at most |x - x'| |w| + |x'| |w - w'|, and every number of w - w' is at most half its scale.
 void quantise(const Problem& p, const int64_t* rows, int64_t count, Tile& t) {
   const int64_t dp = padded(p.d), groups = (count + kGroup - 1) / kGroup * kGroup;
-  t.bytes.assign(groups * dp, 0);
+  t.whole.assign(groups * dp, 0);
   t.scale.assign(groups, 0);
   t.shift_margin.assign(groups, 0);
   t.scale_margin.assign(groups, 0);
   t.correction.assign(groups, 0);
+  const float most = largest(p.d);
   for (int64_t r = 0; r < count; ++r) {
     const float* x = p.x + rows[r] * p.d;
-    float top = 0, square = 0;
+    float top = 0, square = 0, missed = 0;
     for (int64_t i = 0; i < p.d; ++i) {
       top = std::max(top, std::fabs(x[i]));
       square += x[i] * x[i];
     }
-    const float inverse = top > 0 ? 127 / top : 0;
+    const float inverse = top > 0 ? most / top : 0, scale = top / most;
     int32_t sum = 0;
     for (int64_t i = 0; i < p.d; ++i) {
       const int q = static_cast<int>(std::nearbyint(x[i] * inverse));
-      t.bytes[r * dp + i] = static_cast<int8_t>(q);
+      const float off = x[i] - scale * static_cast<float>(q);
+      t.whole[r * dp + i] = static_cast<Whole>(q);
+      missed += off * off;
       sum += q;
     }
-    t.scale[r] = top / 127;
-    t.correction[r] = 128 * sum;
-    t.shift_margin[r] = kSigmas * t.scale[r] / kRootTwelve;        // times the norm of the latent
-    t.scale_margin[r] = kSigmas * std::sqrt(square) / kRootTwelve;  // times the scale of the latent
+    t.scale[r] = scale;
+    t.correction[r] = kShift * sum;
+    const float size = std::sqrt(square), d = static_cast<float>(p.d);
+    if (p.proven) {  // the last term: float32 sums d products in whatever order
+      t.shift_margin[r] = 1.01f * std::sqrt(missed) + size * (d + 8) * 1.2e-7f;  // times the norm of the latent
+      t.scale_margin[r] = 1.01f * size * 0.5f * std::sqrt(d);                    // times the scale of the latent
+    } else {
+      t.shift_margin[r] = kSigmas * scale / kRootTwelve;
+      t.scale_margin[r] = kSigmas * size / kRootTwelve;
+    }
   }
 }
 
-#if CYTOSAE_VNNI
-// Sums of products of kGroup tokens with the 64 latents of a panel; all of them stay in registers.
-inline void products(const int8_t* x, const uint8_t* panel, int64_t dp, __m512i (&out)[kGroup][4]) {
-  __m512i sum[kGroup][4];
+#if CYTOSAE_BITS
+// Sums of products of kGroup tokens with the latents of a panel; all of them stay in registers.
+inline void products(const Whole* x, const Packed* panel, int64_t dp, Ints (&out)[kGroup][kVectors]) {
+  Ints sum[kGroup][kVectors];
 #pragma GCC unroll 6
   for (int r = 0; r < kGroup; ++r)
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_setzero_si512();
-  for (int64_t i = 0; i < dp; i += 4) {
-    __m512i e[4];
+    for (int j = 0; j < kVectors; ++j) sum[r][j] = no_ints();
+  for (int64_t i = 0; i < dp; i += kStep) {
+    Ints e[kVectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) e[j] = _mm512_loadu_si512(panel + i * kPanel + j * 64);
+    for (int j = 0; j < kVectors; ++j) e[j] = load(panel + i * kPanel + j * kLanes * kStep);
 #pragma GCC unroll 6
     for (int r = 0; r < kGroup; ++r) {
-      int32_t four;
-      std::memcpy(&four, x + r * dp + i, 4);
-      const __m512i v = _mm512_set1_epi32(four);
+      int32_t some;
+      std::memcpy(&some, x + r * dp + i, sizeof some);
+      const Ints v = repeat(some);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], e[j], v);
+      for (int j = 0; j < kVectors; ++j) sum[r][j] = add_products(sum[r][j], e[j], v);
     }
   }
 #pragma GCC unroll 6
   for (int r = 0; r < kGroup; ++r)
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) out[r][j] = sum[r][j];
+    for (int j = 0; j < kVectors; ++j) out[r][j] = sum[r][j];
+}
+
+// The first `left` of these numbers, zeros after them.
+inline Floats load_some(const float* from, int64_t left) {
+  if (left >= kLanes) return load(from);
+  float part[kLanes] = {0};
+  if (left > 0) std::memcpy(part, from, left * sizeof(float));
+  return load(part);
 }
 #endif
 
@@ -144,40 +214,35 @@ void raise(std::vector<Candidate>& list, int64_t k, float spread, float& bound) 
 
 // Candidates of some tokens: all latents whose value can be at least the token's bound.
 void screen(const Problem& p, const int64_t* rows, int64_t count, float* bound, float widest_norm, float widest_scale,
-            std::vector<std::vector<Candidate>>& lists) {
-#if CYTOSAE_VNNI
-  Tile t;
+            std::vector<std::vector<Candidate>>& lists, Tile& t) {
+#if CYTOSAE_BITS
   quantise(p, rows, count, t);
   const int64_t dp = padded(p.d), full = p.kind == 1 ? std::max<int64_t>(4 * p.k, 256) : 0;
   for (int64_t s0 = 0; s0 < p.m; s0 += kPanel) {
-    const uint8_t* panel = p.packed + s0 * dp;
-    __m512 scale[4], norm[4], bias[4], least[4];
-    __mmask16 inside[4];
-    for (int64_t j = 0; j < 4; ++j) {
-      const int64_t left = std::clamp<int64_t>(p.m - s0 - j * kLanes, 0, kLanes);
-      inside[j] = static_cast<__mmask16>((1u << left) - 1);
-      const int64_t at = s0 + j * kLanes;
-      scale[j] = _mm512_maskz_loadu_ps(inside[j], p.scale + at);
-      norm[j] = _mm512_maskz_loadu_ps(inside[j], p.norm + at);
-      bias[j] = _mm512_maskz_loadu_ps(inside[j], p.b + at);
-      least[j] = p.kind == 2 ? _mm512_maskz_loadu_ps(inside[j], p.threshold + at) : _mm512_setzero_ps();
+    const Packed* panel = p.packed + s0 * dp;
+    Floats scale[kVectors], norm[kVectors], bias[kVectors], least[kVectors];
+    unsigned inside[kVectors];
+    for (int64_t j = 0; j < kVectors; ++j) {
+      const int64_t at = s0 + j * kLanes, left = std::clamp<int64_t>(p.m - at, 0, kLanes);
+      inside[j] = (1u << left) - 1;
+      scale[j] = load_some(p.scale + at, left);
+      norm[j] = load_some(p.norm + at, left);
+      bias[j] = load_some(p.b + at, left);
+      least[j] = p.kind == 2 ? load_some(p.threshold + at, left) : repeat(0.0f);
     }
     for (int64_t r0 = 0; r0 < count; r0 += kGroup) {
-      __m512i sum[kGroup][4];
-      products(t.bytes.data() + r0 * dp, panel, dp, sum);
+      Ints sum[kGroup][kVectors];
+      products(t.whole.data() + r0 * dp, panel, dp, sum);
       for (int64_t r = r0; r < std::min(count, r0 + kGroup); ++r) {
-        const __m512 xs = _mm512_set1_ps(t.scale[r]), by_norm = _mm512_set1_ps(t.shift_margin[r]),
-                     by_scale = _mm512_set1_ps(t.scale_margin[r]);
-        const __m512i correction = _mm512_set1_epi32(t.correction[r]);
-        for (int64_t j = 0; j < 4; ++j) {
-          const __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[r - r0][j], correction));
-          const __m512 inner = _mm512_fmadd_ps(scale[j], _mm512_fmadd_ps(value, xs, by_scale), bias[j]);
-          const __m512 upper = _mm512_fmadd_ps(by_norm, norm[j], inner);
-          const __m512 wanted = p.kind == 2 ? least[j] : _mm512_set1_ps(bound[r]);
-          const __mmask16 hit = _mm512_mask_cmp_ps_mask(inside[j], upper, wanted, _CMP_GE_OQ);
+        const Floats xs = repeat(t.scale[r]), by_norm = repeat(t.shift_margin[r]), by_scale = repeat(t.scale_margin[r]);
+        for (int64_t j = 0; j < kVectors; ++j) {
+          const Floats value = to_floats(less(sum[r - r0][j], t.correction[r]));
+          const Floats inner = times_plus(scale[j], times_plus(value, xs, by_scale), bias[j]);
+          const Floats upper = times_plus(by_norm, norm[j], inner);
+          const unsigned hit = inside[j] & at_least(upper, p.kind == 2 ? least[j] : repeat(bound[r]));
           if (!hit) continue;
           float uppers[kLanes];
-          _mm512_storeu_ps(uppers, upper);
+          store(uppers, upper);
           for (unsigned bits = hit; bits; bits &= bits - 1) {
             const int lane = __builtin_ctz(bits);
             lists[r].push_back({static_cast<int32_t>(s0 + j * kLanes + lane), uppers[lane]});
@@ -198,18 +263,22 @@ struct Code {
 
 struct Selection {
   std::vector<std::vector<Code>> rows;
+  int64_t candidates = 0, misjudged = 0;  // proposed; and of those on the wrong side of the threshold by integers alone
 };
 
 bool larger(const Code& a, const Code& b) { return a.value > b.value || (a.value == b.value && a.latent < b.latent); }
 
 // float32 decides about the candidates of one token; false where the bound was too high for `topk`.
-bool decide(const Problem& p, int64_t row, const std::vector<Candidate>& list, float bound, std::vector<Code>& out) {
+bool decide(const Problem& p, int64_t row, const std::vector<Candidate>& list, float bound, float by_norm, float by_scale,
+            std::vector<Code>& out, int64_t& misjudged) {
   const float* x = p.x + row * p.d;
   out.clear();
   for (const Candidate& c : list) {
     const float value = dot(x, p.E + c.latent * p.d, p.d) + p.b[c.latent];
     const float least = p.kind == 2 ? p.threshold[c.latent] : 0.0f;
-    if (value > least && value > 0) out.push_back({value, c.latent});
+    const bool active = value > least && value > 0;
+    if (active) out.push_back({value, c.latent});
+    misjudged += active != (c.upper - by_norm * p.norm[c.latent] - by_scale * p.scale[c.latent] > std::max(least, 0.0f));
   }
   if (p.kind != 1) return true;
   const bool enough = static_cast<int64_t>(out.size()) >= p.k;
@@ -227,21 +296,29 @@ void select_rows(const Problem& p, float bound, Selection& s, int threads) {
   const float widest_norm = p.m ? *std::max_element(p.norm, p.norm + p.m) : 0;
   const float widest_scale = p.m ? *std::max_element(p.scale, p.scale + p.m) : 0;
   const int64_t tiles = (p.n + kTile - 1) / kTile;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  int64_t candidates = 0, misjudged = 0;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(+ : candidates, misjudged)
   for (int64_t tile = 0; tile < tiles; ++tile) {
     std::vector<int64_t> rows;
     for (int64_t r = tile * kTile; r < std::min(p.n, (tile + 1) * kTile); ++r) rows.push_back(r);
     for (float least = bound; !rows.empty(); least = 0) {  // the second time from zero, for tokens whose bound was too high
       std::vector<std::vector<Candidate>> lists(rows.size());
       std::vector<float> bounds(rows.size(), least);
-      screen(p, rows.data(), rows.size(), bounds.data(), widest_norm, widest_scale, lists);
+      Tile t;
+      screen(p, rows.data(), rows.size(), bounds.data(), widest_norm, widest_scale, lists, t);
       std::vector<int64_t> again;
-      for (size_t r = 0; r < rows.size(); ++r)
-        if (!decide(p, rows[r], lists[r], std::min(least, bounds[r]), s.rows[rows[r]])) again.push_back(rows[r]);
+      for (size_t r = 0; r < rows.size(); ++r) {
+        candidates += lists[r].size();
+        if (!decide(p, rows[r], lists[r], std::min(least, bounds[r]), t.shift_margin[r], t.scale_margin[r], s.rows[rows[r]],
+                    misjudged))
+          again.push_back(rows[r]);
+      }
       rows.swap(again);
       if (least <= 0) break;
     }
   }
+  s.candidates += candidates;
+  s.misjudged += misjudged;
 }
 
 struct Term {
@@ -286,22 +363,25 @@ inline void adam_row(float* w, const float* g, float* avg, float* square, int64_
 
 extern "C" {
 
-int cytosae_has_vnni() { return CYTOSAE_VNNI; }
+// Bits of the integers this build multiplies; 0 where the processor has neither VNNI nor AVX2.
+int cytosae_bits() { return CYTOSAE_BITS; }
 
-int64_t cytosae_packed_size(int64_t m, int64_t d) { return panels(m) * kPanel * padded(d); }
+// In bytes.
+int64_t cytosae_packed_size(int64_t m, int64_t d) { return panels(m) * kPanel * padded(d) * sizeof(Packed); }
 
-void cytosae_pack(const float* E, int64_t m, int64_t d, uint8_t* packed, float* scale, float* norm, int threads) {
+void cytosae_pack(const float* E, int64_t m, int64_t d, Packed* packed, float* scale, float* norm, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t s = 0; s < m; ++s) pack_row(E + s * d, d, s, packed, scale, norm);
 }
 
 // Select codes; gives a handle, and in `count` how many there are. kind 0 relu, 1 topk, 2 threshold, 3 batchtopk.
 // `bound`: a value below which no code is expected (topk, batchtopk), verified; comes back as the least value taken.
-void* cytosae_select(const float* x, int64_t n, int64_t d, const float* E, const float* b, int64_t m, const uint8_t* packed,
-                     const float* scale, const float* norm, int kind, int64_t k, const float* threshold, float* bound,
-                     int64_t* count, int threads) {
+// `counts`: codes, candidates, candidates on the wrong side of their threshold by integers alone.
+void* cytosae_select(const float* x, int64_t n, int64_t d, const float* E, const float* b, int64_t m, const Packed* packed,
+                     const float* scale, const float* norm, int kind, int64_t k, const float* threshold, int proven, float* bound,
+                     int64_t* counts, int threads) {
   auto* s = new Selection{std::vector<std::vector<Code>>(n)};
-  Problem p{x, E, b, threshold, packed, scale, norm, n, d, m, k, kind == 3 ? 0 : kind};
+  Problem p{x, E, b, threshold, packed, scale, norm, n, d, m, k, kind == 3 ? 0 : kind, proven != 0};
   if (kind != 3) {
     select_rows(p, kind == 1 ? *bound : 0.0f, *s, threads);
     if (kind == 1) {
@@ -347,8 +427,10 @@ void* cytosae_select(const float* x, int64_t n, int64_t d, const float* E, const
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < n; ++r)
       std::sort(s->rows[r].begin(), s->rows[r].end(), [](const Code& a, const Code& b) { return a.latent < b.latent; });
-  *count = 0;
-  for (const auto& row : s->rows) *count += row.size();
+  counts[0] = 0;
+  for (const auto& row : s->rows) counts[0] += row.size();
+  counts[1] = s->candidates;
+  counts[2] = s->misjudged;
   return s;
 }
 
@@ -392,7 +474,7 @@ void cytosae_update(float* E, float* D, float* b, float* E_avg, float* E_square,
                     const int64_t* const* row_starts, const int32_t* const* latents, const float* const* values,
                     const float* const* g_ys, const int64_t* const* all_bounds, const int64_t* n_groups, const float* l1s,
                     const int64_t* extra_of, const float* extra_E, const float* extra_D, const float* extra_b,
-                    const float* adam_numbers, int normalise, uint8_t* packed, float* scale, float* norm, float* carry,
+                    const float* adam_numbers, int normalise, Packed* packed, float* scale, float* norm, float* carry,
                     int threads) {
   const Adam a{adam_numbers[0], adam_numbers[1], adam_numbers[2], adam_numbers[3], adam_numbers[4], adam_numbers[5]};
   std::vector<Term> terms;
