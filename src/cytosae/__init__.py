@@ -20,6 +20,7 @@ _PUBLIC = {
     "SparseAutoencoder": "cytosae.sae",
     "load_sae": "cytosae.sae",
     "fit": "cytosae.training",
+    "splice": "cytosae.evaluation",
     "index_concepts": "cytosae.concepts",
     "ConceptIndex": "cytosae.concepts",
     "concept_map": "cytosae.concepts",

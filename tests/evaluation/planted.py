@@ -85,14 +85,14 @@ def planted_sae() -> SparseAutoencoder:
     return SparseAutoencoder(W.T.contiguous(), torch.zeros(N_LATENTS), W, torch.full((D,), 0.5), "threshold", threshold)
 
 
-def write_store(folder: Path, tokens: np.ndarray, ids: np.ndarray) -> None:
+def write_store(folder: Path, tokens: np.ndarray, ids: np.ndarray, grid: tuple[int, int] = GRID) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with commit_folder(folder, kind="tokens", version=2, inputs={}, config={}) as (out, extra):
         (out / "tokens-00000.bin").write_bytes(np.ascontiguousarray(tokens).tobytes())
         pq.write_table(pa.table({"cell_id": ids.astype(np.int64)}), out / "rows.parquet")
-        extra |= {"n_rows": len(ids), "n_tokens": tokens.shape[1], "n_prefix": 1, "grid": list(GRID), "d_in": tokens.shape[2],
+        extra |= {"n_rows": len(ids), "n_tokens": tokens.shape[1], "n_prefix": 1, "grid": list(grid), "d_in": tokens.shape[2],
                   "token_kinds": ["class"] + ["patch"] * (tokens.shape[1] - 1), "dtype": "float32", "layer": -2,
                   "backbone": {"name": "stand-in", "sha256": "0" * 64}, "preprocessing": {}, "precision": "float32"}  # fmt: skip
 
