@@ -1,8 +1,9 @@
 """What a bf16 forward pass and a float16 store change in the codes and exemplars of a dictionary, on the bundled cells.
 
-Usage: ``python benchmarks/bf16_downstream.py [--cells 256] [--out benchmarks/results/bf16_downstream.json]``
+Usage: ``python benchmarks/bf16_downstream.py [--sae runs/demo/sae] [--cells 256] [--out benchmarks/results/bf16_downstream.json]``
 
-A dictionary of the recipe ``small`` is trained on float32 tokens of the packaged DINOv2-S. Its codes of the same cells are
+The dictionary is that of --sae (the demo's, say), or one of the recipe ``small``, trained here on float32 tokens of the packaged
+DINOv2-S. Its codes of the same cells are
 then compared with those from tokens of a bf16 forward pass, and from float32 tokens rounded to float16 as the store rounds.
 An exemplar is a cell, ranked by its largest code over the patches.
 """
@@ -23,7 +24,7 @@ from bench_decode import machine
 from bench_tokens import LAYER, THREADS, bundled_cells
 from cytosae.backbones import load_backbone
 from cytosae.cells import Cells
-from cytosae.sae import SparseAutoencoder
+from cytosae.sae import SparseAutoencoder, load_sae
 from cytosae.tokens import TokenStore, extract_tokens
 from cytosae.training import fit, override
 
@@ -69,6 +70,9 @@ def compare(sae: SparseAutoencoder, reference: TokenStore, other: TokenStore, ro
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=256)
+    parser.add_argument(
+        "--sae", type=Path, help="a finished dictionary for block -2 of dinov2-s, in place of one trained here"
+    )
     parser.add_argument("--set", action="append", default=[], help="a field of the recipe, as in 'cytosae fit --set'")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "bf16_downstream.json")
     given = parser.parse_args()
@@ -86,11 +90,12 @@ def main() -> None:
             )
             for precision in ("float32", "bfloat16")
         }
-        sae = fit(stores["float32"], cells, recipe, Path(folder) / "sae", seed=0)
+        sae = load_sae(given.sae) if given.sae else fit(stores["float32"], cells, recipe, Path(folder) / "sae", seed=0)
         exact, fast = stores["float32"], stores["bfloat16"]
         result = {
             "cytosae": cytosae.__version__, "machine": {**machine(), "threads": THREADS}, "cells": len(cells),
-            "tokens": len(cells) * (exact.n_tokens - exact.n_prefix), "n_latents": sae.n_latents, "recipe": recipe.as_dict(),
+            "tokens": len(cells) * (exact.n_tokens - exact.n_prefix), "n_latents": sae.n_latents,
+            "sae": str(given.sae) if given.sae else "trained here", "recipe": sae.info.get("recipe"),
             "metrics": sae.info.get("metrics"),
             "bf16 forward, float32 store": compare(sae, exact, fast, rounded=False),
             "float32 forward, float16 store": compare(sae, exact, exact, rounded=True),
