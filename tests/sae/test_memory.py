@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cytosae.sae.ops import Weights
+from cytosae.sae.ops import Weights, _memory
 from cytosae.sae.ops._memory import copy_of, large_pages, zeros_like
 
 
@@ -31,15 +31,28 @@ def test_the_start_leaves_what_it_was_given_alone() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="madvise of Linux")
-def test_a_large_tensor_is_advised_and_a_small_one_is_not() -> None:
+def test_the_kernel_knows_of_a_large_tensor() -> None:
     choice = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not choice.exists() or "[never]" in choice.read_text():
         pytest.skip("this system has no large pages")
     big = large_pages(torch.empty(64 << 20, dtype=torch.uint8))
-    flags = _flags(big.data_ptr() + (32 << 20))
-    assert "hg" in flags
-    small = large_pages(torch.empty(1 << 20, dtype=torch.uint8))
-    assert "hg" not in _flags(small.data_ptr())
+    assert "hg" in _flags(big.data_ptr() + (32 << 20))
+
+
+def test_only_whole_pages_inside_a_large_tensor_are_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        _memory, "_madvise", lambda: lambda start, size, advice: asked.append((start.value, size.value))
+    )
+    large_pages(torch.empty(1 << 20, dtype=torch.uint8))
+    assert not asked
+    big = torch.empty(64 << 20, dtype=torch.uint8)
+    large_pages(big)
+    ((start, size),) = asked
+    assert start % (2 << 20) == 0 == size % (2 << 20)
+    assert big.data_ptr() <= start
+    assert start + size <= big.data_ptr() + (64 << 20)
+    assert size >= 60 << 20
 
 
 def _flags(address: int) -> list[str]:
