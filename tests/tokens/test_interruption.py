@@ -33,7 +33,7 @@ kills = 0
 for attempt in range(40):
     child = os.fork()
     if child == 0:
-        extract_tokens(cells, PatchColours(), out, store="bfloat16", patches=6, seed=2)
+        extract_tokens(cells, PatchColours(), out, store="bfloat16", patches=6, seed=2, compile="off")
         os._exit(0)
     time.sleep(random.uniform(0.02, 0.5))
     os.kill(child, signal.SIGKILL)
@@ -47,7 +47,7 @@ for attempt in range(40):
         break
 n_left = max(0, len(cells) - 256 * sum(len(list(p.glob("tokens-*.bin"))) for p in out.parent.glob(".t.*.partial")))
 last = PatchColours()
-extract_tokens(cells, last, out, store="bfloat16", patches=6, seed=2)
+extract_tokens(cells, last, out, store="bfloat16", patches=6, seed=2, compile="off")
 assert out.exists() and (last.n_calls == -(-n_left // 16) or kills < 7), "only the missing shards"
 print(kills)
 """
