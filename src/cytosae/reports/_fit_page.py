@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from cytosae.reports._svg import figure_of, to_svg
 from cytosae.sae import SparseAutoencoder
 from cytosae.storage import commit_file, created_by
 
@@ -88,55 +88,31 @@ def _text(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    FigureCanvasSVG(figure)
-    axes: Any = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=9)
-    return figure, axes
-
-
-def _svg(figure: Any) -> markupsafe.Markup:
-    import matplotlib as mpl
-
-    figure.tight_layout()
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cytosae"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return markupsafe.Markup(text[text.index("<svg") :])
-
-
 def _curves(lines: Sequence[dict[str, float]]) -> markupsafe.Markup:
     tokens = [line["tokens"] / 1e6 for line in lines]
-    figure, (left, middle, right) = _figure(11, 3.2, 3)
+    figure, (left, middle, right) = figure_of(11, 3.2, 3)
     left.plot(tokens, [line["error"] for line in lines], color=_COLOURS[0])
     left.set(yscale="log", title="error in training", xlabel="million tokens")
     middle.plot(tokens, [line["l0"] for line in lines], color=_COLOURS[1])
     middle.set(title="active latents a token", xlabel="million tokens", ylim=(0, None))
     right.plot(tokens, [line["n_dead"] for line in lines], color=_COLOURS[2])
     right.set(title="dead latents", xlabel="million tokens", ylim=(0, None))
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _histogram(histogram: dict[str, list[float]]) -> markupsafe.Markup:
     counts, lower = histogram["n_latents"], histogram["from"]
-    figure, (axis,) = _figure(8, 3.0, 1)
+    figure, (axis,) = figure_of(8, 3.0, 1)
     axis.bar(range(len(counts)), counts, width=0.9, color=[_COLOURS[1], *[_COLOURS[0]] * (len(counts) - 1)])
     axis.set_xticks(
         range(len(counts)), ["never", *(f"{v:.0e}" if v < 0.01 else f"{v:.2f}" for v in lower[1:])], rotation=45
     )
     axis.set(ylabel="latents", xlabel="share of tokens, from")
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _pareto(rows: Sequence[dict[str, Any]]) -> markupsafe.Markup:
-    figure, (axis,) = _figure(8, 4.2, 1)
+    figure, (axis,) = figure_of(8, 4.2, 1)
     models = sorted({str(row.get("model", "")) for row in rows})
     for model, colour in zip(models, _COLOURS * len(models), strict=False):
         mine = sorted((row["l0"], row["fvu"]) for row in rows if str(row.get("model", "")) == model)
@@ -145,7 +121,7 @@ def _pareto(rows: Sequence[dict[str, Any]]) -> markupsafe.Markup:
     axis.plot(*zip(*line, strict=True), "--", color="#5a6675", label="principal components")
     axis.set(xscale="log", yscale="log", xlabel="active latents a token (L0)", ylabel="FVU")
     axis.legend(frameon=False, fontsize=9)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _write(path: Path, title: str, lead: str, sections: Sequence[Section]) -> Path:

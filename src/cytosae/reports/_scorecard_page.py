@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from cytosae.reports._svg import figure_of, to_svg
 from cytosae.storage import commit_file
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#8a4b00", "#7a3e9d", "#5a6675", "#CC79A7", "#E69F00")
@@ -87,7 +87,7 @@ def _figures(section: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _comparison_figure(comparisons: Sequence[dict[str, Any]]) -> markupsafe.Markup:
     """The dictionary and its controls with their intervals, one row a comparison."""
-    figure, axis = _axes(8.6, 0.9 + 0.42 * len(comparisons))
+    figure, (axis,) = figure_of(8.6, 0.9 + 0.42 * len(comparisons))
     names = {c["name"]: c["title"] for one in comparisons for c in one["controls"]}
     colours = dict(zip(names, (*_COLOURS[1:], *[_CONTROL] * len(names)), strict=False))
     labelled: set[str] = set()
@@ -109,11 +109,11 @@ def _comparison_figure(comparisons: Sequence[dict[str, Any]]) -> markupsafe.Mark
     axis.grid(axis="x", color="#e8ecf0", lw=0.8)
     axis.set_axisbelow(True)
     axis.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(-0.1, 1.0))
-    return _svg(figure)
+    return to_svg(figure, bbox_inches="tight")
 
 
 def _series_figure(series: dict[str, Any]) -> markupsafe.Markup:
-    figure, axis = _axes(8.0, 3.8)
+    figure, (axis,) = figure_of(8.0, 3.8)
     for i, line in enumerate(series["lines"]):
         points = [p for p in line["points"] if p[0] is not None and p[1] is not None]
         if not points:
@@ -127,7 +127,7 @@ def _series_figure(series: dict[str, Any]) -> markupsafe.Markup:
         if series.get(f"log_{name}"):
             _log_scale(axis, name, [p[place] for p in points])
     axis.legend(frameon=False, fontsize=9)
-    return _svg(figure)
+    return to_svg(figure, bbox_inches="tight")
 
 
 def _log_scale(axis: Any, name: str, values: Sequence[float]) -> None:
@@ -145,26 +145,3 @@ def _log_scale(axis: Any, name: str, values: Sequence[float]) -> None:
 
 def _short(title: str) -> str:
     return title.split(",")[0]
-
-
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    FigureCanvasSVG(figure)
-    axis: Any = figure.subplots()
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=9)
-    return figure, axis
-
-
-def _svg(figure: Any) -> markupsafe.Markup:
-    import matplotlib as mpl
-
-    figure.tight_layout()
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cytosae"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    text = buffer.getvalue()
-    return markupsafe.Markup(text[text.index("<svg") :])
