@@ -23,8 +23,9 @@ help:
 demo: $(STAMP)
 	@$(BIN)/cytosae demo --out runs/demo
 
+# Two to four workers, a file of tests at a time; the demo's tests first (tests/conftest.py).
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest -m "not demo and not backbone"

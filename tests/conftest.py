@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,11 +12,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from cytosae.cells import Cells, ImageParquet, build_cells, bundled_path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+
+def pytest_configure() -> None:
+    """Workers share the processor; torch, which reads this, is imported later, here and in every process of a test."""
+    if _WORKERS > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file comes first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
 
 
 def run_cli(*arguments: str | Path, timeout: float = 600, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -34,9 +49,17 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run of the demo from the command line, made once a session (``CYTOSAE_DEMO_RUN``: one that is there)."""
     if os.environ.get("CYTOSAE_DEMO_RUN"):
         return Path(os.environ["CYTOSAE_DEMO_RUN"])
-    out = tmp_path_factory.mktemp("demo") / "run"
-    done = run_cli("demo", "--out", out, "--threads", 2)
-    assert done.returncode == 0, done.stderr
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if _WORKERS > 1 else base  # the folder that all workers have in common
+    out, whole = (
+        shared / "demo" / "run",
+        shared / "demo" / "peak-gb",
+    )  # largest resident size of a child, once it is made
+    with FileLock(shared / "demo.lock"):
+        if not whole.exists():
+            done = run_cli("demo", "--out", out, "--threads", 2, timeout=1200)
+            assert done.returncode == 0, done.stderr
+            whole.write_text(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20))
     return out
 
 

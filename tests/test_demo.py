@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -47,7 +46,9 @@ def small_run(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory, cli:
 
 def test_the_demo_stays_within_its_memory(demo_run: Path) -> None:
     assert (demo_run / "report.html").exists()
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    if not (demo_run.parent / "peak-gb").exists():
+        pytest.skip("the demo run is not of this session")
+    peak = float((demo_run.parent / "peak-gb").read_text())
     assert peak < 2.5, f"{peak:.2f} GB"
 
 
