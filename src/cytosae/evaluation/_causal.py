@@ -33,19 +33,11 @@ class Causal:
 
     def missing(self, context: Context) -> str | None:
         """All tokens, the backbone, a dictionary of patches, and a target."""
-        store = context.tokens.stores[0]
-        if not {"class", "patch"} <= context.kinds() or store.sampled:
-            return "the token store does not hold the class token and all patches"
         if "patch" not in (context.sae.info.get("token_kinds") or ["patch"]):
             return "the dictionary was not trained on patches"
         if not _targets(context):
             return "no label or attribute has enough cells with and without it on both sides"
-        found = context.backbone()
-        if isinstance(found, str):
-            return f"the rest of the backbone is needed ({found.rstrip('.')})"
-        if found[0].n_tokens != store.n_tokens:
-            return "the token store does not hold all tokens of the backbone"
-        return None
+        return context.lacks_whole_cells()
 
     def measure(self, context: Context) -> dict[str, Any]:
         """See `Section`."""

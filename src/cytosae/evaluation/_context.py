@@ -177,6 +177,18 @@ class Context:
         except CytosaeError as error:
             return str(error)
 
+    def lacks_whole_cells(self) -> str | None:
+        """Why stored cells cannot be run through the rest of the backbone, in one sentence; None where they can."""
+        store = self.tokens.stores[0]
+        if not {"class", "patch"} <= self.kinds() or store.sampled:
+            return "the token store does not hold the class token and all patches"
+        found = self.backbone()
+        if isinstance(found, str):
+            return f"the rest of the backbone is needed ({found.rstrip('.')})"
+        if found[0].n_tokens != store.n_tokens:
+            return "the token store does not hold all tokens of the backbone"
+        return None
+
 
 def names_of(frame: pd.DataFrame, column: str) -> Sequence[str]:
     """Known values of a column, sorted."""

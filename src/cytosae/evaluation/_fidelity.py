@@ -35,17 +35,9 @@ class Fidelity:
 
     def missing(self, context: Context) -> str | None:
         """All tokens of a cell, in one store, and the backbone."""
-        store = context.tokens.stores[0]
-        if not {"class", "patch"} <= context.kinds() or store.sampled:
-            return "the token store does not hold the class token and all patches"
         if not (context.part == "score").any():
             return "no cell is left to score after the split"
-        found = context.backbone()
-        if isinstance(found, str):
-            return f"the rest of the backbone is needed ({found.rstrip('.')})"
-        if found[0].n_tokens != store.n_tokens:
-            return "the token store does not hold all tokens of the backbone"
-        return None
+        return context.lacks_whole_cells()
 
     def measure(self, context: Context) -> dict[str, Any]:
         """See `Section`."""

@@ -30,6 +30,8 @@ Array = npt.NDArray[Any]
 FREQUENCIES = (0.01, 0.05, 0.2)
 #: Random choices of an equal number of candidates, and cells a data set at most for the overlap of active concepts.
 _REPEATS, _REPEATS_FAST, _CELLS = 5, 3, 1_000
+#: Bootstrap draws at most of an overlap.
+_OVERLAP_DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Journey:
 class Transfer:
     """Jaccard index and rank correlation of active concepts between data sets; AP of a label's concept on another set."""
 
-    name, version = "transfer", 1
+    name, version = "transfer", 2
     title = "Transfer"
     question = "Are the same concepts active in another laboratory's cells, and do they still mean the same cell type there?"  # fmt: skip
 
@@ -183,17 +185,30 @@ def _overlap(context: Context, sets: list[str]) -> dict[str, Any]:
         rng = np.random.Generator(np.random.Philox(key=[context.seed, 61 + i]))
         rows = rng.permutation(np.flatnonzero(origin == name))
         halves[name] = (np.sort(rows[:n]), np.sort(rows[n : 2 * n]))
+    n_draws = min(context.n_draws, _OVERLAP_DRAWS)
+    weights = {
+        name: [draw_weights(context.unit[h], n_draws, context.seed) for h in both] for name, both in halves.items()
+    }
     rows_out: list[list[Any]] = []
     for units in context.units:
         X = context.features(units, "max")
-        frequency = {name: [(X[h] > 0).mean(0) for h in both] for name, both in halves.items()}
+        frequency = {name: [_frequencies(X[h] > 0, w) for h, w in zip(both, weights[name], strict=True)]
+                     for name, both in halves.items()}  # fmt: skip
         pairs = [(f"{a}, {b}", frequency[a][0], frequency[b][1]) for a, b in combinations(sets, 2)]
         pairs += [(f"{a}, its two halves", *frequency[a]) for a in sets]
         for what, f, g in pairs:
-            rows_out.append([what, units.title, *(jaccard(f, g, at) for at in FREQUENCIES), rank_correlation(f, g)])
+            found = [[jaccard(u, v, at) for u, v in zip(f, g, strict=True)] for at in FREQUENCIES]
+            found.append([rank_correlation(u, v) for u, v in zip(f, g, strict=True)])
+            rows_out.append([what, units.title, *(_text(as_score(np.array(row, np.float64))) for row in found)])
     header = ["data sets", "units", *(f"Jaccard, active in {f:.0%} of the cells" for f in FREQUENCIES), "rank correlation of frequencies"]  # fmt: skip
     return {"title": "Concepts active in both", "header": header, "rows": sorted(rows_out, key=lambda r: str(r[0])),
-            "note": f"{n:,} cells of each side. Rank correlation over the units that fire on either."}  # fmt: skip
+            "note": f"{n:,} cells of each side; 95% intervals over the cells' groups, {n_draws} draws (a draw repeats cells, so it sees fewer rare concepts). Rank correlation over the units that fire on either."}  # fmt: skip
+
+
+def _frequencies(fires: Array, weights: Array) -> npt.NDArray[np.float64]:
+    """Share of the drawn cells in which each unit fires, [1 + n_draws, n_units], from bool [n, n_units]."""
+    drawn = weights.astype(np.float32)
+    return np.asarray((drawn @ fires.astype(np.float32)) / drawn.sum(1, keepdims=True), np.float64)
 
 
 def jaccard(f: Array, g: Array, at: float) -> float | None:
