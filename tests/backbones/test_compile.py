@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import publishers as made
 import pytest
 import torch
 
@@ -19,6 +20,17 @@ needs_compiler = pytest.mark.skipif(bool(why_not_compiled("cpu")), reason="no C+
 
 def packaged(precision: str = "float32") -> Backbone:
     return load_backbone("dinov2-s", precision=precision)
+
+
+@needs_compiler
+def test_rotary_positions_compile_too(tmp_path: Path) -> None:
+    torch.save(made.meta_dinov3(made.dinov3()), tmp_path / "dinov3_vits16_pretrain.pth")
+    backbone = load_backbone("dinov3", weights=tmp_path / "dinov3_vits16_pretrain.pth")
+    images = probe(8, backbone.preprocessing.side)
+    eager = backbone.tokens(images)
+    backbone.compile(8)
+    assert backbone.compiled == 8
+    assert float((backbone.tokens(images) - eager).abs().max() / eager.abs().max()) <= 1e-6
 
 
 @needs_compiler
