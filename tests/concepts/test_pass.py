@@ -16,9 +16,10 @@ import torch
 from cytosae import CytosaeError, SparseAutoencoder, extract_tokens, index_concepts
 from cytosae.cells import Cells, merge_cells
 from cytosae.concepts import _pass as the_pass
-from cytosae.concepts import merge_indices, read_cells_by_concepts
+from cytosae.concepts import merge_indices, merged_sources, read_cells_by_concepts
 from cytosae.concepts._native import NativeEncoder
 from cytosae.sae.ops.native import native_library
+from cytosae.storage import read_parquet_record
 from cytosae.tokens import TokenStore
 from stand_in import PatchColours
 
@@ -221,6 +222,17 @@ def test_several_data_sets_come_into_one_index_from_their_own_token_stores(
     assert sets.to_dict() == {"blood": 12, "marrow": 5}
     with pytest.raises(CytosaeError, match="None of the token stores"):
         index_concepts(both, colours, tmp_path / "j", store=stores[:1], sources=sources)
+    assert merged_sources(read_parquet_record(tmp_path / "both.parquet")) == sources
+    # tokens of a merged table, merged once more
+    of_both = extract_tokens(both, PatchColours(), tmp_path / "tok-both", store="float32")  # type: ignore[arg-type]
+    write_cells(tmp_path / "new.parquet", frame.iloc[2:4], root=few_cells.root, inputs={}, config={})
+    new = extract_tokens(read_cells(tmp_path / "new.parquet"), PatchColours(), tmp_path / "tok-new", store="float32")  # type: ignore[arg-type]
+    again = merge_cells([tmp_path / "new.parquet", tmp_path / "both.parquet"], tmp_path / "again.parquet")
+    known = merged_sources(read_parquet_record(tmp_path / "again.parquet"))
+    assert sorted(map(str, known.values())) == ["new", "range(2, 19)"]
+    found = index_concepts(again, colours, tmp_path / "k", store=[of_both, new], sources=known)
+    twice = (whole > 0).any(1)
+    assert list(found.concepts["n_cells_active"]) == list(twice.sum(0) + twice[2:4].sum(0))
 
 
 def test_indices_of_parts_merge_to_the_index_of_the_whole(

@@ -44,15 +44,19 @@ def merge_cells(tables: Sequence[Path | str], out: Path | str) -> Cells:
         )
     root = next(iter(roots)) if len(roots) == 1 else _common(sorted(roots))
     names = _names(paths)
-    frames, start = [], 0
+    frames, start, ranges = [], 0, {}
     for path, cells, name in zip(paths, read, names, strict=True):
         frames.append(_shifted(cells, name, start, root, path))
+        if (
+            "source_cell_id" in cells.frame
+        ):  # merged before: its cells keep their first source, and its own ids run from 0
+            ranges[name] = [start, start + len(cells)]
         start += len(cells)
     frame = _together(frames)
     if "near_duplicate_group" in frame:
         frame["near_duplicate_group"] = _identical(frame)
     inputs = dict(zip(names, hashes, strict=True))
-    write_cells(Path(out), frame, root=root, inputs=inputs, config={"merged": names})
+    write_cells(Path(out), frame, root=root, inputs=inputs, config={"merged": names, "ranges": ranges})
     return read_cells(out)
 
 

@@ -37,14 +37,14 @@ def command(
     Interrupted, it goes on from the last whole shard when called again.
     """
     from cytosae.cells import read_cells
-    from cytosae.concepts import index_concepts
+    from cytosae.concepts import index_concepts, merged_sources
     from cytosae.sae import load_sae
     from cytosae.storage import read_parquet_record
     from cytosae.tokens import TokenStore
 
     table, dictionary = read_cells(cells), load_sae(sae, device=device)
     record = read_parquet_record(cells / "cells.parquet" if cells.is_dir() else cells)
-    sources = {record["inputs"][name]: name for name in record["config"].get("merged", [])}
+    sources = merged_sources(record)
     index = index_concepts(
         table, dictionary, out, store=[TokenStore(path) for path in tokens], where=where, n_exemplars=exemplars,
         cells_matrix=pooling if cells_matrix else False, thresholds=thresholds, semantics=semantics, sources=sources,

@@ -30,7 +30,7 @@ from cytosae.concepts._names import (
 from cytosae.concepts._pass import index_concepts
 from cytosae.concepts._released import import_statistics, infer_n_cells
 from cytosae.concepts._statistics import ConceptStatistics
-from cytosae.concepts._stream import backbone_of, check_tokens
+from cytosae.concepts._stream import backbone_of, check_tokens, merged_sources
 from cytosae.concepts._tables import patient_barcodes
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "landscape_numbers",
     "make_atlas",
     "merge_indices",
+    "merged_sources",
     "name_concept",
     "name_list",
     "named_concepts",

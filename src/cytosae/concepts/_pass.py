@@ -47,7 +47,7 @@ def index_concepts(
     cells_matrix: bool | str = False,
     thresholds: Sequence[float] = (),
     semantics: str = "default",
-    sources: Mapping[str, str] | None = None,
+    sources: Mapping[str, str | range] | None = None,
     device: str = "cpu",
     weights: Path | str | None = None,
 ) -> ConceptIndex:
@@ -77,7 +77,7 @@ def index_concepts(
     semantics
         ``default``; or ``cytosae-2025``: the published code's, all tokens together and cells ranked by their mean.
     sources
-        Hash of a table -> its name in the column ``source`` of `cells`, where the stores were made over tables that were
+        Hash of a table -> where its cells are in `cells` (`merged_sources`), where the stores were made over tables that were
         merged into `cells`.
     weights
         Weight file of the backbone, where it came from one and no `store` is given.
@@ -99,7 +99,7 @@ def index_concepts(
     stores = [] if store is None else [store] if isinstance(store, TokenStore) else list(store)
     for one in stores:
         check_tokens(sae, one)
-    stored = StoredTokens(stores, [(sources or {}).get(s.manifest["inputs"].get("cells", "")) for s in stores])
+    stored = StoredTokens.of(stores, sources or {})
     inputs = {"cells": cells.hash, "sae": sae.hash}
     inputs |= {"tokens" if i == 0 else f"tokens-{i}": one.hash for i, one in enumerate(stores)}
     config = {"where": list(where), "n_exemplars": n_exemplars, "cells_matrix": pooling, "chunk": CHUNK, "shard": SHARD,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +33,18 @@ class StoredTokens:
     stores
         The stores.
     sources
-        For each store the value of the table's column ``source`` whose cells it holds, under their ``source_cell_id``; None:
-        it was made over this very table and knows its ``cell_id``.
+        For each store the value of the table's column ``source`` whose cells it holds, under their ``source_cell_id``; or the
+        range of ``cell_id`` of which it holds the first as 0 (`merged_sources`); None: it was made over this very table and
+        knows its ``cell_id``.
     """
 
     stores: Sequence[TokenStore]
-    sources: Sequence[str | None]
+    sources: Sequence[str | range | None]
+
+    @classmethod
+    def of(cls, stores: Sequence[TokenStore], sources: Mapping[str, str | range]) -> StoredTokens:
+        """Stores of a table whose parts are known by the hashes of the tables they came from."""
+        return cls(stores, [sources.get(s.manifest["inputs"].get("cells", "")) for s in stores])
 
     def read(self, frame: pd.DataFrame, kind: str) -> torch.Tensor:
         """Tokens of the cells of some rows, float32 [n, tokens, d_in].
@@ -54,13 +61,13 @@ class StoredTokens:
         out: torch.Tensor | None = None
         done = np.zeros(len(frame), bool)
         for store, source in zip(self.stores, self.sources, strict=True):
-            key = "cell_id" if source is None else "source_cell_id"
-            mine = ~done if source is None else (frame["source"] == source).to_numpy() & ~done
+            ids, mine = _ids_in(frame, source)
+            mine &= ~done
             if source is None:
-                mine &= np.isin(frame["cell_id"].to_numpy(np.int64), store.cell_ids)
+                mine &= np.isin(ids, store.cell_ids)
             if not mine.any():
                 continue
-            rows = store.rows_of(frame.loc[mine, key].to_numpy(np.int64), frame.loc[mine, "sha256"].tolist())
+            rows = store.rows_of(ids[mine], frame.loc[mine, "sha256"].tolist())
             part = store.read(rows, kind=kind).float()
             out = part.new_zeros(len(frame), *part.shape[1:]) if out is None else out
             out[torch.from_numpy(mine)] = part
@@ -81,8 +88,8 @@ class StoredTokens:
             A shard is not what was written.
         """
         for store, source in zip(self.stores, self.sources, strict=True):
-            ids = frame["cell_id"] if source is None else frame.loc[frame["source"] == source, "source_cell_id"]
-            rows = np.flatnonzero(np.isin(store.cell_ids, ids.to_numpy(np.int64)))
+            ids, mine = _ids_in(frame, source)
+            rows = np.flatnonzero(np.isin(store.cell_ids, ids[mine]))
             for number in np.unique(np.searchsorted(store._starts, rows, side="right") - 1):
                 name = sorted(n for n in store.manifest["files"] if n.endswith(".bin"))[number]
                 path = store.folder / name
@@ -93,6 +100,29 @@ class StoredTokens:
                         f"{path} has changed since it was written; delete {store.folder} and run 'cytosae tokens' again."
                     )
                 checked.add(str(path))
+
+
+def merged_sources(record: Mapping[str, Any]) -> dict[str, str | range]:
+    """Hash of each table that was merged into one -> where its cells are, from the record of the merged table.
+
+    A table's name, by which ``source`` and ``source_cell_id`` find its cells; of a table that was itself merged the range of
+    the new ``cell_id``.
+    """
+    ranges = record["config"].get("ranges", {})
+    return {
+        record["inputs"][name]: range(*ranges[name]) if name in ranges else name
+        for name in record["config"].get("merged", [])
+    }
+
+
+def _ids_in(frame: pd.DataFrame, source: str | range | None) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Ids of all cells in the table a store was made from, and which of them come from it."""
+    own = frame["cell_id"].to_numpy(np.int64)
+    if source is None:
+        return own, np.ones(len(frame), bool)
+    if isinstance(source, range):
+        return own - source.start, (own >= source.start) & (own < source.stop)
+    return frame["source_cell_id"].fillna(-1).to_numpy(np.int64), (frame["source"] == source).to_numpy(bool)
 
 
 def check_tokens(sae: SparseAutoencoder, store: TokenStore) -> None:

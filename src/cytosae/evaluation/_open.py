@@ -12,7 +12,7 @@ import pandas as pd
 from cytosae._errors import UsageError
 from cytosae.cells import read_cells, select
 from cytosae.concepts import KIND as INDEX
-from cytosae.concepts import ConceptIndex, check_tokens
+from cytosae.concepts import ConceptIndex, check_tokens, merged_sources
 from cytosae.concepts._stream import StoredTokens
 from cytosae.evaluation._context import Context
 from cytosae.evaluation._frozen import train_frozen
@@ -113,8 +113,7 @@ def _stored(cells: Path, stores: Sequence[TokenStore], sae: SparseAutoencoder) -
     for store in stores:
         check_tokens(sae, store)
     record = read_parquet_record(cells / "cells.parquet" if cells.is_dir() else cells)
-    sources = {record["inputs"][name]: name for name in record["config"].get("merged", [])}
-    return StoredTokens(stores, [sources.get(s.manifest["inputs"].get("cells", "")) for s in stores])
+    return StoredTokens.of(stores, merged_sources(record))
 
 
 def _some(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
