@@ -199,10 +199,18 @@ def _overlap(context: Context, sets: list[str]) -> dict[str, Any]:
         for what, f, g in pairs:
             found = [[jaccard(u, v, at) for u, v in zip(f, g, strict=True)] for at in FREQUENCIES]
             found.append([rank_correlation(u, v) for u, v in zip(f, g, strict=True)])
-            rows_out.append([what, units.title, *(_text(as_score(np.array(row, np.float64))) for row in found)])
+            rows_out.append([what, units.title, *(_about(np.array(row, np.float64)) for row in found)])
     header = ["data sets", "units", *(f"Jaccard, active in {f:.0%} of the cells" for f in FREQUENCIES), "rank correlation of frequencies"]  # fmt: skip
     return {"title": "Concepts active in both", "header": header, "rows": sorted(rows_out, key=lambda r: str(r[0])),
-            "note": f"{n:,} cells of each side; 95% intervals over the cells' groups, {n_draws} draws (a draw repeats cells, so it sees fewer rare concepts). Rank correlation over the units that fire on either."}  # fmt: skip
+            "note": f"{n:,} cells of each side; 95% intervals: 1.96 standard deviations of {n_draws} draws of the cells' groups to either side (the draws themselves repeat cells, so they see fewer rare concepts and lie lower). Rank correlation over the units that fire on either."}  # fmt: skip
+
+
+def _about(rows: npt.NDArray[np.float64]) -> str:
+    """The first value, and 1.96 standard deviations of the others to either side of it."""
+    if np.isnan(rows[0]) or np.isnan(rows[1:]).mean() > 0.5:
+        return "not measurable"
+    off = 1.96 * float(np.nanstd(rows[1:]))
+    return f"{rows[0]:.3f} ({max(rows[0] - off, -1):.3f} to {min(rows[0] + off, 1):.3f})"
 
 
 def _frequencies(fires: Array, weights: Array) -> npt.NDArray[np.float64]:
