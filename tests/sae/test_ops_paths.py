@@ -109,6 +109,16 @@ def test_a_path_selects_what_the_reference_selects(
     assert_same_codes(path.select(0.05 * x, E, b, rule), REFERENCE.select(0.05 * x, E, b, rule), rule)
 
 
+@pytest.mark.parametrize("size", [1e-13, 1e-21, 1e-30])
+def test_tokens_whose_squares_are_no_numbers_lose_no_code(path: Path, size: float) -> None:
+    x, E, _ = problem(130, 48, 1503)
+    x[::2] *= size
+    for rule in (Rule("topk", k=5), Rule("relu")):
+        got, want = (p.select(x, E, torch.zeros(len(E)), rule).dense() for p in (path, REFERENCE))
+        scale = want.amax(1, keepdim=True).clamp(min=1e-37)
+        assert float(((got - want) / scale).abs().max()) < (2e-2 if "bfloat16" in path.name else 1e-4)
+
+
 def test_of_equal_values_the_lower_latent_then_the_lower_token_wins(path: Path) -> None:
     x = torch.ones(40, 64)
     E = torch.full((2048, 64), 0.25)  # exact in every type: all pre-activations are 16

@@ -130,6 +130,8 @@ struct Problem {
   bool proven;  // no code can be lost; else only as good as never (kSigmas)
 };
 
+constexpr float kTiny = 1e-12f;  // largest number of a token below which it is taken as 0
+
 // The integer product misses x.w by at most |x - x'| |w| + |x'| |w - w'|, and every number of w - w' is at most half its scale.
 void quantise(const Problem& p, const int64_t* rows, int64_t count, Tile& t) {
   const int64_t dp = padded(p.d), groups = (count + kGroup - 1) / kGroup * kGroup;
@@ -146,7 +148,8 @@ void quantise(const Problem& p, const int64_t* rows, int64_t count, Tile& t) {
       top = std::max(top, std::fabs(x[i]));
       square += x[i] * x[i];
     }
-    const float inverse = top > 0 ? most / top : 0, scale = top / most;
+    const bool tiny = top < kTiny;  // its squares are no float32 numbers: taken as 0, and wholly in the margin
+    const float inverse = tiny ? 0 : most / top, scale = tiny ? 0 : top / most;
     int32_t sum = 0;
     for (int64_t i = 0; i < p.d; ++i) {
       const int q = static_cast<int>(std::nearbyint(x[i] * inverse));
@@ -157,8 +160,11 @@ void quantise(const Problem& p, const int64_t* rows, int64_t count, Tile& t) {
     }
     t.scale[r] = scale;
     t.correction[r] = kShift * sum;
-    const float size = std::sqrt(square), d = static_cast<float>(p.d);
-    if (p.proven) {  // the last term: float32 sums d products in whatever order
+    const float d = static_cast<float>(p.d), size = tiny ? top * std::sqrt(d) : std::sqrt(square);
+    if (tiny) {
+      t.shift_margin[r] = 1.01f * size;
+      t.scale_margin[r] = 0;
+    } else if (p.proven) {  // the last term: float32 sums d products in whatever order
       t.shift_margin[r] = 1.01f * std::sqrt(missed) + size * (d + 8) * 1.2e-7f;  // times the norm of the latent
       t.scale_margin[r] = 1.01f * size * 0.5f * std::sqrt(d);                    // times the scale of the latent
     } else {
