@@ -36,11 +36,11 @@ def kept_concepts(indices: Sequence[ConceptIndex], names: Sequence[str]) -> Any:
 def chosen_concepts(indices: Mapping[str, ConceptIndex], n: int) -> list[int]:
     """Concepts whose exemplars are of few labels in every set: lowest sum of ranks of label entropy, at most two a top label.
 
-    They have to be active in at least 1% of the cells of every set where that is possible.
+    They have to be active in at least ten cells and 1% of every set where that is possible.
     """
     tables = [i.concepts for i in indices.values()]
     entropy = sum(t["label_entropy"].fillna(np.inf).rank(method="average").to_numpy() for t in tables)
-    often = np.min([t["frequency"].to_numpy() for t in tables], axis=0) >= 0.01
+    often = np.min([(t["n_cells_active"] >= 10) & (t["frequency"] >= 0.01) for t in tables], axis=0).astype(bool)
     strength = tables[0]["max_activation"].fillna(0).to_numpy()
     order = np.lexsort((-strength, np.asarray(entropy), ~often))
     labels, kept = tables[0]["top_label"].astype("string").fillna("").tolist(), list[int]()
@@ -156,10 +156,11 @@ def disease_scatter(profiles: Any) -> Any:
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axis in axes.flat[len(pairs) :]:
         axis.set_axis_off()
+    top = 1.05 * max(float(X[names == c].mean(0).max()) for c in classes)
     for axis, (a, b) in zip(axes.flat, pairs, strict=False):
         x, y = X[names == a].mean(0), X[names == b].mean(0)
         axis.scatter(x, y, s=3, linewidths=0, color="#0072b2", alpha=0.6, rasterized=True)
-        axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.7)
+        axis.plot([0, top], [0, top], color="0.6", linewidth=0.7)
         axis.set_xlabel(a, fontsize=7)
         axis.set_ylabel(b, fontsize=7)
     figure.suptitle("Share of cells with each concept, mean over the patients of a diagnosis", fontsize=9)
