@@ -1,68 +1,58 @@
-"""Stages of a long reproduction: verbs of the command line, one after the other, each timed once and not done again.
-
-Every verb keeps what is finished and goes on from there, so that a stopped reproduction is simply called again. `stages.json`
-keeps what each stage cost when it really ran.
-"""
+"""Stages of a long reproduction: verbs of the command line, one after the other, each timed once and not done again."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cytosae.cli._main import run as verb
-from cytosae.storage import commit_file, write_json
+from cytosae.cli._main import run
+from cytosae.storage import commit_file
 
 
 class Stages:
-    """Runs verbs into one folder and remembers what they cost.
+    """Runs verbs one after the other; remembers which are done, how long they took and what they left on disk.
 
     Attributes
     ----------
-    out
-        The folder.
-    costs
-        Name of the stage -> ``seconds``, ``bytes`` (of what it wrote) and ``n`` (what it worked on: cells or tokens).
+    record
+        Name of a stage -> ``command``, ``seconds``, ``bytes`` (of what it made) and ``n`` (cells it worked on, where told), in the
+        order in which stages are called.
     """
 
-    def __init__(self, out: Path, common: Sequence[str] = ()) -> None:
-        """Stages into `out`; `common` options go to every verb that computes."""
-        self.out, self.common = out, list(common)
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / "stages.json"
-        self.costs: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    def __init__(self, out: Path) -> None:
+        """Read what an earlier call into the folder `out` had finished."""
+        self._path = out / "stages.json"
+        known = json.loads(self._path.read_text("utf-8")) if self._path.exists() else {}
+        self.record: dict[str, dict[str, Any]] = known
 
-    def run(self, name: str, *arguments: str | Path, made: Path, n: int = 0, computes: bool = True) -> None:
-        """Call ``cytosae`` with `arguments`, which writes `made`; exits with its status where it fails."""
-        there = made.exists()
-        print(f"--- {name}", flush=True)
-        started = time.monotonic()
-        if status := verb([*map(str, arguments), *(self.common if computes else [])]):
+    def __call__(self, name: str, made: Path, *words: Any, n: int = 0) -> None:
+        """Run one verb, unless the same call is done and what it made is there; exits with the verb's status if it fails.
+
+        The verb itself goes on where it was stopped; the seconds of a stopped call are not known and not counted.
+        """
+        command = [str(word) for word in words]
+        done = self.record.pop(name, {})
+        if made.exists() and done.get("command") == command:
+            print(f"{name}: done before", file=sys.stderr)
+            self.record[name] = done
+            return
+        print(f"{name}: cytosae {' '.join(command)}", file=sys.stderr, flush=True)
+        start = time.monotonic()
+        if status := run(command):
             sys.exit(status)
-        kept = self.costs.pop(name, None)  # and put back at the end: stages stand in the order in which they are called
-        if kept is not None and there:
-            self.costs[name] = kept
-        else:
-            before = kept["seconds"] if kept else 0.0
-            self.costs[name] = {
-                "seconds": round(before + time.monotonic() - started, 1),
-                "bytes": size_of(made),
-                "n": n,
-            }
-            with commit_file(self.out / "stages.json") as temporary:
-                write_json(temporary, self.costs)
+        size = sum(p.stat().st_size for p in ([made] if made.is_file() else made.rglob("*")) if p.is_file())
+        self.record[name] = {"command": command, "seconds": round(time.monotonic() - start, 1), "bytes": size, "n": n}
+        with commit_file(self._path) as temporary:
+            temporary.write_text(json.dumps(self.record, indent=1) + "\n", "utf-8")
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file or of all files below a folder."""
-    return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
-
-
-def cost_table(costs: dict[str, dict[str, Any]]) -> str:
-    """The costs as a table in Markdown."""
-    lines = ["| stage | seconds | MB written | worked on |", "| --- | --- | --- | --- |"]
-    lines += [f"| {name} | {c['seconds']:,.0f} | {c['bytes'] / 1e6:,.1f} | {c['n']:,} |" for name, c in costs.items()]
+def cost_table(record: dict[str, dict[str, Any]]) -> str:
+    """What the stages cost, as a table in Markdown."""
+    lines = ["| stage | seconds | MB written | cells |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {name} | {c['seconds']:,.0f} | {c['bytes'] / 1e6:,.1f} | {c['n'] or ''} |" for name, c in record.items()
+    ]
     return "\n".join(lines)

@@ -40,21 +40,26 @@ PAPER: dict[str, dict[str, float | str]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then draw and write the table."""
     given = parse(arguments)
-    stages = Stages(given.out, ["--threads", str(given.threads)] if given.threads else [])
+    given.out.mkdir(parents=True, exist_ok=True)
+    stages = Stages(given.out)
     tables = {name: cells_of(name, given, stages) for name in SETS if source_of(name, given)}
+    weights = ["--backbone", given.backbone, *(["--weights", given.dinobloom] if given.dinobloom else [])]
     for name, table in tables.items():
-        weights = ["--backbone", given.backbone, *(["--weights", given.dinobloom] if given.dinobloom else [])]
-        stages.run(
-            f"tokens {name}", "tokens", table, *weights, "--precision", given.precision, "--out", given.out / f"tokens-{name}",
-            made=given.out / f"tokens-{name}", n=n_cells(table),
-        )  # fmt: skip
+        made = given.out / f"tokens-{name}"
+        stages(f"tokens {name}", made, "tokens", table, *weights, "--precision", given.precision, *threads(given), "--out", made,
+               n=n_cells(table))  # fmt: skip
     results = {recipe: one_recipe(recipe, tables, given, stages) for recipe in RECIPES}
-    record = {"sets": {n: n_cells(t) for n, t in tables.items()}, "recipes": results, "stages": stages.costs}
+    record = {"sets": {n: n_cells(t) for n, t in tables.items()}, "recipes": results, "stages": stages.record}
     with commit_file(given.out / "paper.json") as temporary:
         write_json(temporary, record)
     with commit_file(given.out / "paper.md") as temporary:
         temporary.write_text(page(record), "utf-8")
     print(f"Wrote {given.out / 'paper.md'}, {given.out / 'paper.json'} and the figures beside them.")
+
+
+def threads(given: argparse.Namespace) -> list[str]:
+    """The option, where it was given."""
+    return ["--threads", str(given.threads)] if given.threads else []
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -97,12 +102,13 @@ def source_of(name: str, given: argparse.Namespace) -> Path | None:
 
 def cells_of(name: str, given: argparse.Namespace, stages: Stages) -> Path:
     """The table of a set, made where only its folder was given."""
-    if hasattr(given, f"table_{name}"):
-        return Path(getattr(given, f"table_{name}"))
-    table = given.out / f"cells-{name}.parquet"
+    finished: Path | None = getattr(given, f"table_{name}", None)
+    if finished is not None:
+        return finished
+    table: Path = given.out / f"cells-{name}.parquet"
     folds = ["--folds", given.folds] if name == "aml-hehr" and given.folds else []
-    stages.run(f"cells {name}", "cells", str(source_of(name, given)), "--layout", name.replace("-", "_"), *folds, "--out", table,
-               made=table, computes=False)  # fmt: skip
+    layout = name.replace("-", "_")
+    stages(f"cells {name}", table, "cells", source_of(name, given), "--layout", layout, *folds, "--out", table)
     return table
 
 
@@ -117,14 +123,12 @@ def one_recipe(recipe: str, tables: dict[str, Path], given: argparse.Namespace, 
     out.mkdir(exist_ok=True)
     settings = [v for s in given.settings if s.startswith(f"{recipe}:") for v in ("--set", s.partition(":")[2])]
     trained = tables["mll23"]
-    stages.run(f"fit {recipe}", "fit", given.out / "tokens-mll23", "--cells", trained, "--recipe", recipe, *settings, "--out", out / "sae",
-               made=out / "sae", n=n_cells(trained))  # fmt: skip
+    stages(f"fit {recipe}", out / "sae", "fit", given.out / "tokens-mll23", "--cells", trained, "--recipe", recipe, *settings,
+           *threads(given), "--out", out / "sae", n=n_cells(trained))  # fmt: skip
     for name, table in tables.items():
-        stages.run(
-            f"index {name} {recipe}", "index", table, "--sae", out / "sae", "--tokens", given.out / f"tokens-{name}", "--semantics",
-            RECIPES[recipe], *(["--cells-matrix"] if name == "aml-hehr" else []), "--out", out / f"index-{name}",
-            made=out / f"index-{name}", n=n_cells(table),
-        )  # fmt: skip
+        made, matrix = out / f"index-{name}", ["--cells-matrix"] if name == "aml-hehr" else []
+        stages(f"index {name} {recipe}", made, "index", table, "--sae", out / "sae", "--tokens", given.out / f"tokens-{name}", "--semantics",
+               RECIPES[recipe], *matrix, *threads(given), "--out", made, n=n_cells(table))  # fmt: skip
     indices = {name: ConceptIndex(out / f"index-{name}") for name in tables}
     titles = [SETS[name] for name in tables]
     first, numbers = indices["mll23"], {name: landscape_numbers(i) for name, i in indices.items()}
@@ -135,17 +139,22 @@ def one_recipe(recipe: str, tables: dict[str, Path], given: argparse.Namespace, 
     exemplars(load_sae(out / "sae"), indices, cells, stores, SETS).savefig(out / "exemplars.png", dpi=130)
     result: dict[str, Any] = {"landscape": numbers, "metrics": load_sae(out / "sae").info.get("metrics")}
     if len(tables) > 1:
-        stages.run(f"compare {recipe}", "compare", *(out / f"index-{n}" for n in tables), "--out", out / "compare",
-                   made=out / "compare", computes=False)  # fmt: skip
+        stages(
+            f"compare {recipe}",
+            out / "compare",
+            "compare",
+            *(out / f"index-{n}" for n in tables),
+            "--out",
+            out / "compare",
+        )
         result["jaccard"] = {n: active_jaccard(first, i) for n, i in indices.items() if n != "mll23"}
         result["log_frequency_correlation"] = {
             n: agreement(first, i)["log_frequency_correlation"] for n, i in indices.items() if n != "mll23"
         }
     if "aml-hehr" in tables:
-        stages.run(
-            f"patients {recipe}", "patients", out / "index-aml-hehr", "--cells", tables["aml-hehr"], "--tokens",
-            given.out / "tokens-aml-hehr", "--sae", out / "sae", "--sae-cells", trained, "--out", out / "patients", made=out / "patients",
-        )  # fmt: skip
+        made, table = out / "patients", tables["aml-hehr"]
+        stages(f"patients {recipe}", made, "patients", out / "index-aml-hehr", "--cells", table, "--tokens", given.out / "tokens-aml-hehr",
+               "--sae", out / "sae", "--sae-cells", trained, *threads(given), "--out", made, n=n_cells(table))  # fmt: skip
         from cytosae.patients import read_patients
 
         patients = read_patients(out / "patients")

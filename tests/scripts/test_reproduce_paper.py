@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import publishers as made
 import pytest
 import torch
 from PIL import Image
 
+import publishers as made
 from conftest import REPOSITORY
 from cytosae import ConceptIndex
 from cytosae.cells import ImageParquet
@@ -100,8 +100,18 @@ def test_from_images_to_the_table_and_again(trees: Path, tmp_path: Path) -> None
         (("--cells", "mll"), "not of the form NAME=TABLE"),
     ],
 )
-def test_what_is_missing_is_said_before_anything_begins(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    done = run(*arguments, "--out", tmp_path / "o", timeout=120)
-    assert done.returncode == 2
-    assert said in done.stderr
+def test_what_is_missing_is_said_before_anything_begins(
+    arguments: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import reproduce_paper
+
+    with pytest.raises(SystemExit) as stopped:
+        reproduce_paper.main([*arguments, "--out", str(tmp_path / "o")])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

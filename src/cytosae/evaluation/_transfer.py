@@ -195,7 +195,7 @@ def _overlap(context: Context, sets: list[str]) -> dict[str, Any]:
         frequency = {name: [_frequencies(X[h] > 0, w) for h, w in zip(both, weights[name], strict=True)]
                      for name, both in halves.items()}  # fmt: skip
         pairs = [(f"{a}, {b}", frequency[a][0], frequency[b][1]) for a, b in combinations(sets, 2)]
-        pairs += [(f"{a}, its two halves", *frequency[a]) for a in sets]
+        pairs += [(f"{a}, its two halves", frequency[a][0], frequency[a][1]) for a in sets]
         for what, f, g in pairs:
             found = [[jaccard(u, v, at) for u, v in zip(f, g, strict=True)] for at in FREQUENCIES]
             found.append([rank_correlation(u, v) for u, v in zip(f, g, strict=True)])
