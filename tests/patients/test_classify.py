@@ -141,7 +141,7 @@ def test_only_an_interval_above_zero_is_called_better():
 @pytest.mark.parametrize("by_newton", [True, False])
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_the_fit_in_the_span_of_the_patients_is_the_fit_in_all_features(n_classes, scaling, by_newton, monkeypatch):
-    monkeypatch.setattr("cytosae.patients._linear._NEWTON", 600 if by_newton else 0)
+    monkeypatch.setattr("cytosae.patients._linear.NEWTON", 600 if by_newton else 0)
     rng = np.random.default_rng(0)
     X, y = rng.random((20, 50)), np.arange(20) % n_classes
     names = list("abc"[:n_classes])

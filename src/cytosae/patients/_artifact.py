@@ -13,12 +13,13 @@ import pyarrow as pa
 from cytosae._progress import say
 from cytosae.cells import Cells
 from cytosae.concepts import ConceptIndex
-from cytosae.patients._classify import ClassifyConfig, classify
+from cytosae.patients._classify import classify
 from cytosae.patients._cohort import read_cohort
 from cytosae.patients._differential import DifferentialConfig, differential
 from cytosae.patients._lineage import cells_seen
 from cytosae.patients._linear import LinearModel, load_model, save_model
 from cytosae.patients._profiles import profile_patients, read_profiles, write_profiles
+from cytosae.patients._protocol import ClassifyConfig
 from cytosae.storage import Manifest, commit_folder, read_manifest, read_table, same_work, write_json, write_table
 from cytosae.tokens import TokenStore
 
