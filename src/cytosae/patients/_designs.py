@@ -10,9 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cytosae.cells import Cells
+from cytosae.concepts import ConceptIndex
 from cytosae.patients._cohort import Cohort, Floats, Ints
-from cytosae.patients._pooled import DenseValues, PooledTokens
+from cytosae.patients._pooled import DenseValues, PooledTokens, pool_tokens
 from cytosae.patients._profiles import CellValues, ProfileRule, frequent
+from cytosae.tokens import TokenStore
 
 Features = tuple[Floats, npt.NDArray[np.bool_], Floats]
 #: Principal components counted, and cells of the training patients they are made of at most.
@@ -25,6 +28,25 @@ class Extras:
 
     pooled: PooledTokens | None = None
     files: pd.DataFrame | None = None
+
+
+def read_extras(index: ConceptIndex, cells: Cells, store: TokenStore | None) -> Extras:
+    """Extras of the cohort that `read_cohort` makes of the same parts, cell by cell in its order."""
+    ids = cohort_cells(index, cells)
+    rows = cells.frame.set_index("cell_id").loc[ids]
+    files = rows[[name for name in ("file_header", "file_bytes") if name in rows]]
+    return Extras(None if store is None else pool_tokens(store, ids), files)
+
+
+def cohort_cells(index: ConceptIndex, cells: Cells) -> Ints:
+    """`cell_id` of the cells of a cohort: those in the index that have a patient, in its order."""
+    import anndata
+    import h5py
+
+    with h5py.File(index.folder / "cells.h5ad") as file:
+        ids = anndata.io.read_elem(file["obs"])["cell_id"].to_numpy(np.int64)
+    has_patient = cells.frame.set_index("cell_id")["patient"].notna()
+    return np.asarray(ids[has_patient.loc[ids].to_numpy()])
 
 
 class Design(Protocol):

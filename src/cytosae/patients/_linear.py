@@ -138,10 +138,14 @@ def contributions(model: LinearModel, profiles: Any, patient: str) -> Contributi
     x = np.asarray(profiles.X, np.float64)[names.index(patient)]
     if np.isnan(x).any():
         raise CytosaeError(f"Patient {patient} has no usable cells, so there is nothing to explain.")
+    return explain_profile(model, x, profiles.var["latent"].to_numpy(np.int64), patient)
+
+
+def explain_profile(model: LinearModel, x: Floats, latents: Ints, patient: str) -> Contributions:
+    """`contributions` of a profile x [n_latents], counted with the model's thresholds."""
     terms = model.terms(x)
     logits = model.intercepts + terms.sum(1)
-    latents = profiles.var["latent"].to_numpy(np.int64)[model.kept]
-    table = pd.DataFrame({"latent": latents, "value": x[model.kept], "cohort_mean": model.centre})
+    table = pd.DataFrame({"latent": latents[model.kept], "value": x[model.kept], "cohort_mean": model.centre})
     for k, name in enumerate(model.classes):
         table[name] = terms[k]
     return Contributions(patient, model.classes, table, model.intercepts, logits, softmax(logits[None])[0])

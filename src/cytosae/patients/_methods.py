@@ -16,7 +16,7 @@ from cytosae.patients._linear import SCALINGS, LinearModel, fit_l1, fit_l2
 from cytosae.patients._solvers import softmax
 
 #: Penalties of the L1 model, as shares of the smallest at which it uses nothing.
-L1_RATIOS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
+L1_RATIOS = (0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
 Keep = npt.NDArray[np.bool_]
 
 
@@ -92,8 +92,9 @@ class Linear:
 
 
 def l2(design: Design, Cs: Sequence[float], n_features: int | None = None) -> Linear:
-    """L2, choosing scaling and C."""
-    return Linear(design, tuple((scaling, float(C)) for scaling in SCALINGS for C in Cs), _fit_l2, n_features)
+    """L2, choosing scaling and C; of a few features each by its own standard deviation."""
+    scalings = SCALINGS if n_features is None else SCALINGS[1:]
+    return Linear(design, tuple((scaling, float(C)) for scaling in scalings for C in Cs), _fit_l2, n_features)
 
 
 def l1(design: Design) -> Linear:

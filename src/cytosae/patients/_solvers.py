@@ -24,7 +24,7 @@ def span(Z: Floats) -> tuple[Floats, Floats]:
         values, U = np.linalg.eigh(Z @ Z.T)
         kept = values > 1e-11 * values[-1]
         U, S = U[:, kept], np.sqrt(values[kept])
-    kept = S > 1e-12 * S.max()
+    kept = 1e-12 * S.max() < S
     return U[:, kept] * S[kept], (U[:, kept] / S[kept]).T
 
 
