@@ -185,8 +185,6 @@ def _warnings(
         )
     if "temperature" not in facts:
         found.append("The model was made by an older version without calibration; make the patients folder again.")
-    if facts.get("simulated"):
-        found.append("The training patients are simulated: nothing here says anything about a disease.")
     return found
 
 

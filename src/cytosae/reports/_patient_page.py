@@ -84,6 +84,7 @@ class Views:
             check_tokens(self._sae, store)
         elif self._sae is not None:
             self._backbone, self._layer = backbone_of(self._sae, device, weights)
+        self._grid = (0, 0) if self._backbone is None else self._backbone.grid
         self._tokens: dict[int, Any] = {}
 
     @property
@@ -126,10 +127,11 @@ class Views:
         if self._sae is None:
             return np.zeros((1, 1), np.float32)
         if self._store is not None:
-            tokens = self._store.read(self._store.rows_of([cell_id]), kind="patch")[0].float()
-            return concept_maps(self._sae, tokens, [latent], self._store.grid)[0]
-        assert self._backbone is not None
-        return concept_maps(self._sae, self._tokens[cell_id], [latent], self._backbone.grid)[0]
+            tokens, grid = self._store.read(self._store.rows_of([cell_id]), kind="patch")[0].float(), self._store.grid
+        else:
+            tokens, grid = self._tokens[cell_id], self._grid
+        maps: npt.NDArray[Any] = concept_maps(self._sae, tokens, [latent], grid)
+        return np.asarray(maps[0])
 
 
 def write_predictions(
