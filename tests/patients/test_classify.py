@@ -16,7 +16,8 @@ from cytosae.patients import ClassifyConfig, classify, contributions, profile_pa
 from cytosae.patients._linear import fit_l2
 from cytosae.patients._scores import interval, patient_draws, score, verdict
 
-QUICK = ClassifyConfig(n_repeats=2, n_folds=4, Cs=(1.0, 100.0), n_bootstrap=200)
+FEW = ("mean_tokens", "composition", "majority")
+QUICK = ClassifyConfig(n_repeats=2, n_folds=4, Cs=(1.0, 100.0), n_bootstrap=200, models=FEW, n_concepts=())
 
 
 def test_noise_in_place_of_the_test_patients_cells_leaves_every_fitted_object_byte_identical():

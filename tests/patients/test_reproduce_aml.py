@@ -74,7 +74,8 @@ def test_from_raw_images_to_one_table_and_a_second_call_does_nothing_again(small
     assert published["protocol"]["method"] == "fixed folds from files"
     assert published["protocol"]["n_patients"] == 5  # the one fixed test set
     assert published["protocol"]["n_trained_on_only"] == 15
-    assert published["dictionary"]["setting"] == "transductive"
+    assert published["dictionary"]["setting"] == "inductive"  # trained on patients of train and val alone
+    assert repeated["dictionary"]["setting"] == "transductive"
     assert published["models"]["concept_profile"]["mean_over_folds"]["balanced_accuracy"] >= 0
     assert repeated["protocol"]["n_patients"] == 20
     assert {"concept_profile", "class_token", "mean_tokens", "raw_neurons", "file_header"} <= set(repeated["models"])

@@ -113,7 +113,7 @@ def write_patients(
     out = Path(out)
     index = index if isinstance(index, ConceptIndex) else ConceptIndex(index)
     protocol, comparison = classification or ClassifyConfig(), comparison or DifferentialConfig()
-    seen = cells_seen(cells, index, sae, sae_cells)
+    seen = cells_seen(cells, index, sae, sae_cells, fixed.tested if fixed else None)
     inputs = {"cells": cells.hash, "index": index.hash, **({"tokens": store.hash} if store else {})}
     config = {"target": target, "classification": asdict(protocol), "differential": asdict(comparison),
               "semantics": "default", "sae_saw_these_cells": seen,

@@ -19,9 +19,9 @@ from cytosae.patients._methods import Answer
 from cytosae.patients._solvers import softmax
 
 #: Fixed beforehand: width of the attention, learning rate, decay, cells a patient in a step, patients in a step.
-ATTENTION, RATE, DECAY, N_CELLS, N_PATIENTS = 64, 1e-3, 1e-2, 128, 16
-#: Epochs to choose from, by log loss on one inner part.
-EPOCHS = (5, 10, 20, 40)
+ATTENTION, RATE, DECAY, N_CELLS, N_PATIENTS = 64, 2e-3, 1e-2, 64, 8
+#: Steps to choose from, by log loss on one inner part.
+STEPS = (50, 100, 200, 400)
 
 
 def mil_is_there() -> bool:
@@ -36,11 +36,11 @@ class AttentionModel:
     network: Any
     centre: npt.NDArray[np.float32]
     scale: npt.NDArray[np.float32]
-    epochs: int
+    steps: int
 
     def to_bytes(self) -> bytes:
         """Everything fitted, byte for byte."""
-        buffer = io.BytesIO(self.centre.tobytes() + self.scale.tobytes() + bytes([self.epochs]))
+        buffer = io.BytesIO(self.centre.tobytes() + self.scale.tobytes() + self.steps.to_bytes(4, "little"))
         buffer.seek(0, io.SEEK_END)
         for value in self.network.state_dict().values():
             buffer.write(value.numpy().tobytes())
@@ -64,15 +64,15 @@ class AttentionMIL:
         return cls(class_tokens[order], [np.arange(a, b) for a, b in itertools.pairwise(ends)], seed)
 
     def fit(self, train: Ints, inner: Sequence[tuple[Ints, Ints]], ask: Ints, y: Ints, classes: list[str]) -> Answer:
-        """The number of epochs is chosen on the first inner part; see `Method`."""
-        epochs, temperature = EPOCHS[1], 1.0
+        """The number of steps is chosen on the first inner part; see `Method`."""
+        steps, temperature = STEPS[1], 1.0
         if inner:
             part, rest = inner[0]
-            found = self._train(part, y, len(classes), EPOCHS, rest)
+            found = self._train(part, y, len(classes), STEPS, rest)
             losses = [-np.log(np.maximum(softmax(z)[np.arange(len(rest)), y[rest]], 1e-300)).sum() for z in found[1]]
             best = int(np.argmin(losses))
-            epochs, temperature = EPOCHS[best], fit_temperature(found[1][best], y[rest])
-        model, logits = self._train(train, y, len(classes), (epochs,), ask)
+            steps, temperature = STEPS[best], fit_temperature(found[1][best], y[rest])
+        model, logits = self._train(train, y, len(classes), (steps,), ask)
         return Answer(model, logits[0], temperature)
 
     def _train(
@@ -91,23 +91,23 @@ class AttentionMIL:
             pool = AttentionPool(in_dim=self.tokens.shape[1], att_dim=ATTENTION, gated=True)
             network = torch.nn.ModuleDict({"pool": pool, "out": torch.nn.Linear(self.tokens.shape[1], n_classes)})
             optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-            for epoch in range(1, stops[-1] + 1):
-                order = rng.permutation(train)
-                for start in range(0, len(order), N_PATIENTS):
-                    patients = order[start : start + N_PATIENTS]
-                    bags = [rng.permutation(self.bags[i])[:N_CELLS] for i in patients]
-                    X = torch.zeros(len(bags), max(map(len, bags)), self.tokens.shape[1])
-                    mask = torch.zeros(X.shape[:2])
-                    for i, bag in enumerate(bags):
-                        X[i, : len(bag)] = torch.from_numpy((self.tokens[bag] - centre) / scale)
-                        mask[i, : len(bag)] = 1
-                    loss = torch.nn.functional.cross_entropy(
-                        network["out"](network["pool"](X, mask)), torch.from_numpy(y[patients])
-                    )
-                    optimiser.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimiser.step()
-                if epoch in stops:
+            order: list[int] = []
+            for step in range(1, stops[-1] + 1):
+                while len(order) < min(N_PATIENTS, len(train)):
+                    order += rng.permutation(train).tolist()
+                patients, order = np.array(order[:N_PATIENTS]), order[N_PATIENTS:]
+                bags = [rng.permutation(self.bags[i])[:N_CELLS] for i in patients]
+                X = torch.zeros(len(bags), max(map(len, bags)), self.tokens.shape[1])
+                mask = torch.zeros(X.shape[:2])
+                for i, bag in enumerate(bags):
+                    X[i, : len(bag)] = torch.from_numpy((self.tokens[bag] - centre) / scale)
+                    mask[i, : len(bag)] = 1
+                logit = network["out"](network["pool"](X, mask))
+                loss = torch.nn.functional.cross_entropy(logit, torch.from_numpy(y[patients]))
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                if step in stops:
                     logits.append(self._logits(network, centre, scale, ask))
         return AttentionModel(network, centre, scale, stops[-1]), logits
 

@@ -52,6 +52,11 @@ class FixedFolds:
         """Name and identity."""
         return {"name": self.name, "sha256": hash_json([sorted(p.items()) for p in self.parts])}
 
+    @property
+    def tested(self) -> set[str]:
+        """Patients that are tested in any fold."""
+        return {patient for parts in self.parts for patient, part in parts.items() if part == "test"}
+
     def folds(self, patients: Sequence[str]) -> list[Fold]:
         """The folds as positions in `patients`; patients that the files do not name are in none.
 

@@ -99,8 +99,8 @@ def _settings(fitted: Sequence[Any], temperatures: list[float]) -> dict[str, Any
     linear = [m for m in fitted if isinstance(m, LinearModel)]
     chosen = {"C_chosen": [m.C for m in linear], "scaling_chosen": [m.scaling for m in linear],
               "n_features": [len(m.kept) for m in linear], "temperatures": temperatures}  # fmt: skip
-    epochs = [m.epochs for m in fitted if not isinstance(m, LinearModel)]
-    return chosen | ({"epochs_chosen": epochs} if epochs else {})
+    steps = [m.steps for m in fitted if not isinstance(m, LinearModel)]
+    return chosen | ({"steps_chosen": steps} if steps else {})
 
 
 def _calibration(P: Floats, calibrated: Floats, y: Ints, weights: Floats) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _protocol(facts: Facts) -> dict[str, Any]:
     taking_part = {facts.patients[i] for i in np.union1d(trained, facts.tested)}
     settings = asdict(config)
     method = "repeated stratified cross-validation"
-    nested = ["thresholds", "concept filter", "scaling", "C", "penalty", "concepts of a curve", "epochs", "temperature"]
+    nested = ["thresholds", "concept filter", "scaling", "C", "penalty", "concepts of a curve", "steps", "temperature"]
     if facts.fixed is not None:
         method = "fixed folds from files"
         with_val = any(f.val is not None for f in facts.folds)
