@@ -161,8 +161,8 @@ def table(out: Path, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def extrapolate(stages: dict[str, dict[str, Any]], n_cells: int, n_patients: int) -> dict[str, dict[str, float]]:
     """Hours and gigabytes of each stage on the whole cohort on this machine.
 
-    Reading, tokens and index grow with the cells, patients with the patients (the fits) and the cells (the counts), whichever
-    grows faster here; the training of a dictionary sees a fixed number of tokens and does not grow.
+    Reading, tokens and index grow with the cells; patients with the patients (the fits) and the cells (the counts), whichever
+    grow more, so that it is rather an upper bound; training sees a fixed number of tokens and does not grow.
     """
     by_cells, by_patients = FULL_CELLS / max(n_cells, 1), FULL_PATIENTS / max(n_patients, 1)
     out = {}
@@ -211,7 +211,7 @@ def markdown(record: dict[str, Any]) -> str:
               *(f"| {e['what']} | {e['score']} | {e['value']} | {e['protocol']} |" for e in record["elsewhere"]), "",
               "Accuracy against the number of concepts (ours, balanced accuracy): " + ", ".join(
                   f"{c['n'] or 'all'}: {c['metrics']['balanced_accuracy']['value']:.2f}" for c in repeated["by_n_concepts"]) + ".",
-              "", "| stage | measured | disk | whole cohort here | disk |", "| --- | --- | --- | --- | --- |"]  # fmt: skip
+              "", "| stage | measured | disk | whole cohort here, at most | disk |", "| --- | --- | --- | --- | --- |"]  # fmt: skip
     for name, stage in record["stages"].items():
         full = record["full_run"][name]
         lines.append(f"| {name} | {stage['seconds']:,.0f} s | {stage['bytes'] / 1e6:,.1f} MB | {full['hours']:.2f} h "

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from cytosae.cells import ImageParquet, bundled_path
+from cytosae.cli._main import run as cytosae_run
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "backbones"))
@@ -61,14 +62,21 @@ def small_aml(tmp_path_factory) -> Path:
     return root
 
 
-def test_from_raw_images_to_one_table_and_a_second_call_does_nothing_again(small_aml, tmp_path, capsys):
-    module = script()
+@pytest.fixture(scope="module")
+def words(small_aml, tmp_path_factory) -> list[str]:
+    """A call of the script that has run once."""
+    out = tmp_path_factory.mktemp("out") / "run"
     words = [str(small_aml / "AML_Hehr"), str(small_aml / "DinoBloom-tiny.pth"), "--folds", str(small_aml / "folds"),
-             "--out", str(tmp_path / "run"), "--recipe", "small", "--set", "expansion=2", "--set", "k=4",
+             "--out", str(out), "--recipe", "small", "--set", "expansion=2", "--set", "k=4",
              "--set", "presentations=20000", "--set", "batch=128", "--set", "warmup=10", "--heads", "3", "--n-folds", "2",
              "--repeats", "1", "--threads", "1"]  # fmt: skip
-    assert module.main(words) == 0
-    record = json.loads((tmp_path / "run" / "aml_table.json").read_text())
+    assert script().main(words) == 0
+    return words
+
+
+def test_from_raw_images_to_one_table(words):
+    run = Path(words[words.index("--out") + 1])
+    record = json.loads((run / "aml_table.json").read_text())
     assert (record["n_cells"], record["n_patients"]) == (100, 20)
     published, repeated = record["protocols"]["published"], record["protocols"]["repeated"]
     assert published["protocol"]["method"] == "fixed folds from files"
@@ -80,16 +88,42 @@ def test_from_raw_images_to_one_table_and_a_second_call_does_nothing_again(small
     assert repeated["protocol"]["n_patients"] == 20
     assert {"concept_profile", "class_token", "mean_tokens", "raw_neurons", "file_header"} <= set(repeated["models"])
     assert "composition" in repeated["absent"]
-    text = (tmp_path / "run" / "aml_table.md").read_text()
-    assert "another" in text
+    text = (run / "aml_table.md").read_text()
+    assert "so not in a column above" in text
     assert "| tokens |" in text
     tokens = record["full_run"]["tokens"]["gigabytes"]
     assert tokens == pytest.approx(record["stages"]["tokens"]["bytes"] * 81_214 / 100 / 1e9)
-    before = (tmp_path / "run" / "stages.json").stat().st_mtime_ns
-    capsys.readouterr()
-    assert module.main(words) == 0
-    assert (tmp_path / "run" / "stages.json").stat().st_mtime_ns == before
+
+
+def test_a_second_call_does_nothing_again(words, capsys):
+    stages = Path(words[words.index("--out") + 1]) / "stages.json"
+    before = stages.stat().st_mtime_ns
+    assert script().main(words) == 0
+    assert stages.stat().st_mtime_ns == before
     assert capsys.readouterr().err.count("is done") == 6
+
+
+def test_new_patients_get_a_page_each_with_pictures_and_patches(words, small_aml, tmp_path, capsys):
+    run = Path(words[words.index("--out") + 1])
+    call = ["patients", "predict", str(run / "patients-repeated"), str(run / "index"), "--cells", str(run / "cells.parquet"),
+            "--sae", str(run / "sae"), "--weights", words[1], "--reference", "SCD", "--out", str(tmp_path / "pages"), "--quiet"]  # fmt: skip
+    assert cytosae_run(call) == 0
+    line = capsys.readouterr().out
+    assert "20 patients (AXA: AML-" in line
+    assert "Research use only" in line
+    record = json.loads((tmp_path / "pages" / "predictions.json").read_text())
+    assert len(record["patients"]) == 20
+    assert record["temperature"] > 0
+    for patient in record["patients"]:
+        assert sum(patient["probabilities"].values()) == pytest.approx(1)
+        page = (tmp_path / "pages" / patient["page"]).read_text()
+        assert "Research use only" in page
+        assert f"What speaks for and against {patient['predicted']}" in page
+        assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
+    assert 'class="outline' in page
+    before = (tmp_path / "pages" / "manifest.json").stat().st_mtime_ns
+    assert cytosae_run(call) == 0
+    assert (tmp_path / "pages" / "manifest.json").stat().st_mtime_ns == before
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path, capsys):

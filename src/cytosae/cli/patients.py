@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -35,7 +35,7 @@ from cytosae.cli._common import done, find_cells, verb
               help="Folds from a file, in place of drawn ones: a CSV patient,fold or patient,set, or the folder of the published "
               "folds of AML_Hehr.")  # fmt: skip
 @click.option("--models", default="all", show_default=True, metavar="NAME,...",
-              help="Models beside the concept profile: all, none, or some of the names in classification.json.")  # fmt: skip
+              help="Models beside the concept profile: all, none (nor few concepts), or some of the names in classification.json.")  # fmt: skip
 def describe(
     index: Path, target: str, cells: Path | None, tokens: Path | None, sae: Path | None, sae_cells: Path | None, folds: int,
     repeats: int, quantile: float | None, fixed_folds: Path | None, models: str, out: Path, device: str, seed: int,
@@ -59,6 +59,7 @@ def describe(
     )
     from cytosae.tokens import TokenStore
 
+    sizes = () if models == "none" else ClassifyConfig.n_concepts
     rule = ProfileRule() if quantile is None else ProfileRule(quantile=quantile)
     chosen = {"all": MODELS, "none": ("majority",)}.get(models, (*filter(None, models.split(",")), "majority"))
     opened = ConceptIndex(index)
@@ -66,7 +67,8 @@ def describe(
     made = write_patients(
         opened, table, out, store=TokenStore(tokens) if tokens else None, sae=sae,
         sae_cells=read_cells(sae_cells) if sae_cells else None, target=target,
-        classification=ClassifyConfig(n_folds=folds, n_repeats=repeats, seed=seed, rule=rule, models=chosen),
+        classification=ClassifyConfig(n_folds=folds, n_repeats=repeats, seed=seed, rule=rule, models=chosen,
+                                      n_concepts=sizes),
         comparison=DifferentialConfig(seed=seed), fixed=read_fixed_folds(fixed_folds) if fixed_folds else None,
     )  # fmt: skip
     differences, record = made.differential, made.classification
@@ -125,10 +127,12 @@ def predict(
 class _Patients(click.Command):
     """The verb itself, or ``predict`` where the first argument names it (an index of that name: ``./predict``)."""
 
+    words: ClassVar[dict[str, click.Command]] = {"predict": predict}
+
     def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None,
                      **extra: Any) -> click.Context:  # fmt: skip
-        if args and args[0] == "predict":
-            return predict.make_context(f"{info_name} predict", args[1:], parent, **extra)
+        if args and args[0] in self.words:
+            return self.words[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
         return describe.make_context(info_name, args, parent, **extra)
 
 

@@ -146,7 +146,7 @@ def lasso_path(Z: Floats, y: Ints, n_classes: int, ratios: Sequence[float]) -> l
 def _proximal(Z: Floats, target: Floats, penalty: float, W: Floats, b: Floats) -> tuple[Floats, Floats]:
     """Accelerated proximal gradient with restarts (O'Donoghue & Candes, Found. Comput. Math. 15, 2015).
 
-    Ends where `_LOOK` steps lower the objective by less than a millionth.
+    Ends where `_LOOK` steps lower the objective by less than a hundred-thousandth.
     """
     n, m = Z.shape
     X = np.concatenate([Z, np.ones((n, 1))], axis=1)
@@ -168,7 +168,7 @@ def _proximal(Z: Floats, target: Floats, penalty: float, W: Floats, b: Floats) -
         if i % _LOOK == 0:
             true = (softmax(X @ theta.T) * target).sum(1)
             loss = float(-np.log(np.maximum(true, 1e-300)).mean() + penalty * np.abs(theta[:, :m]).sum())
-            if before - loss < 1e-6 * loss:
+            if before - loss < 1e-5 * loss:
                 break
             before = loss
     return np.asarray(theta[:, :m]), np.asarray(theta[:, m])
