@@ -94,6 +94,18 @@ def test_with_permuted_diagnoses_every_model_is_at_chance():
     assert np.abs(np.mean(values, axis=0) - 1 / 3).max() < 0.16  # 4 standard errors of 6 x 24 guesses
 
 
+def test_folds_fitted_beside_one_another_give_the_same_bytes(monkeypatch):
+    cohort = memory_cohort(marked=8)
+    config = replace(QUICK, models=("mean_tokens", "majority"), Cs=(10.0,))
+    alone = classify(cohort, config)
+    monkeypatch.setattr("cytosae.patients._classify.LARGE", 0)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    together = classify(cohort, config)
+    assert json.dumps(alone.record) == json.dumps(together.record)
+    for a, b in zip(alone.folds, together.folds, strict=True):
+        assert a.models["mean_tokens"].to_bytes() == b.models["mean_tokens"].to_bytes()
+
+
 # folds from files
 
 

@@ -104,7 +104,7 @@ def test_what_is_unusual_is_measured_against_the_reference(trained, new):
     assert top["latent"] == 4  # the direction of the rare type
     assert top["z"] > 3
     assert top["value"] > top["reference_highest"]
-    with pytest.raises(CytosaeError, match="No training patient has the diagnosis 'simulated X'.*did you mean"):
+    with pytest.raises(CytosaeError, match=r"No training patient has the diagnosis 'simulated X'.*did you mean"):
         predict_patients(trained, new[1], new[0], reference="simulated X")
 
 
@@ -118,7 +118,7 @@ def test_an_index_by_another_dictionary_is_refused(on_disk, trained, new, tmp_pa
     index_concepts(
         new[0], load_sae(tmp_path / "other"), tmp_path / "i", store=TokenStore(on_disk.tokens), cells_matrix=True
     )
-    with pytest.raises(CytosaeError, match="another dictionary .* than the model"):
+    with pytest.raises(CytosaeError, match=r"another dictionary .* than the model"):
         predict_patients(trained, ConceptIndex(tmp_path / "i"), new[0])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +17,14 @@ from cytosae._progress import Meter
 from cytosae.patients._cohort import Cohort, Ints
 from cytosae.patients._designs import Extras, make_designs
 from cytosae.patients._linear import LinearModel
-from cytosae.patients._methods import Answer, Fitted, Method, l1, l2
+from cytosae.patients._methods import Answer, Fitted, Linear, Method, l1, l2
 from cytosae.patients._mil import AttentionMIL, mil_is_there
 from cytosae.patients._plan import FixedFolds, Fold, drawn_folds, inner_parts
 from cytosae.patients._protocol import CONCEPTS, MODELS, ClassifyConfig
 from cytosae.patients._record import Facts, Sums, make_curve, make_record
+
+#: Patients from which on folds are fitted beside one another (smaller fits would only wait for the interpreter), and how many.
+LARGE, MOST_THREADS = 300, 4
 
 
 @dataclass(frozen=True)
@@ -103,23 +108,28 @@ def _classify(cohort: Cohort, config: ClassifyConfig, fixed: FixedFolds | None, 
     sums = {name: Sums(np.zeros(shape), np.zeros(shape), [], []) for name in [*methods, "majority", *curve]}
     n_tested, fits = np.zeros(len(rows)), []
     chosen: dict[int, Counter[int]] = {n: Counter() for n in curve}
+
+    def linear(fold: Fold) -> dict[str | int, Answer]:
+        where = rows[fold.train], _inner(fold, rows, y_rows, config), rows[fold.test], y, classes
+        wanted: dict[str | int, Linear] = {name: m for name, m in methods.items() if isinstance(m, Linear)}
+        wanted |= dict(curve)
+        return {name: method.fit(*where) for name, method in wanted.items()}
+
     with Meter(len(folds), "classification", "folds") as meter:
-        for fold in folds:
+        for fold, found in _in_order(linear, folds, len(rows)):
             train, ask = rows[fold.train], rows[fold.test]
-            inner = [(rows[a], rows[b]) for a, b in inner_parts(fold, y_rows, config.n_inner, config.seed)]
-            models = {}
-            for name, method in methods.items():
-                answer = method.fit(train, inner, ask, y, classes)
-                models[name] = answer.model
-                sums[name].add(fold.test, answer)
+            for name in (name for name in methods if name not in found):  # torch has one state: not beside one another
+                inner = _inner(fold, rows, y_rows, config)
+                found[name] = methods[name].fit(train, inner, ask, y, classes)
             counts = np.bincount(y[train], minlength=len(classes))
             constant = np.where(np.arange(len(classes)) == counts.argmax(), 0.0, -np.inf)
-            sums["majority"].add(fold.test, Answer(None, np.tile(constant, (len(ask), 1)), 1.0))
-            for n, size in curve.items():
-                answer = size.fit(train, inner, ask, y, classes)
-                sums[n].add(fold.test, answer)
-                chosen[n].update(answer.model.kept.tolist())
+            found["majority"] = Answer(None, np.tile(constant, (len(ask), 1)), 1.0)
+            for name, answer in found.items():
+                sums[name].add(fold.test, answer)
+            for n in curve:
+                chosen[n].update(found[n].model.kept.tolist())
             n_tested[fold.test] += 1
+            models = {name: found[name].model for name in methods}
             fits.append(FoldFit(fold.repeat, fold.fold, tuple(patients[i] for i in fold.test), models))
             meter.add(1)
     tested = np.flatnonzero(n_tested)
@@ -127,9 +137,34 @@ def _classify(cohort: Cohort, config: ClassifyConfig, fixed: FixedFolds | None, 
     record = make_record(facts, {k: v for k, v in sums.items() if isinstance(k, str)}, fits)
     record["by_n_concepts"] = make_curve(facts, {n: sums[n] for n in curve}, sums[CONCEPTS], chosen)
     everyone = Fold(0, 0, np.arange(len(rows)), np.arange(0))
-    inner = [(rows[a], rows[b]) for a, b in inner_parts(everyone, y_rows, config.n_inner, config.seed)]
-    final = methods[CONCEPTS].fit(rows, inner, rows[:0], y, classes)
+    final = methods[CONCEPTS].fit(rows, _inner(everyone, rows, y_rows, config), rows[:0], y, classes)
     return Classification(record | {"absent": absent}, fits, final.model, final.temperature)
+
+
+def _inner(fold: Fold, rows: Ints, y: Ints, config: ClassifyConfig) -> list[tuple[Ints, Ints]]:
+    return [(rows[a], rows[b]) for a, b in inner_parts(fold, y, config.n_inner, config.seed)]
+
+
+def _in_order(work: Callable[[Fold], Any], folds: Sequence[Fold], n_patients: int) -> Iterator[tuple[Fold, Any]]:
+    """Each fold with what `work` makes of it, in order; folds of large cohorts beside one another, with the same result."""
+    import torch
+
+    n = min(torch.get_num_threads(), MOST_THREADS) if n_patients > LARGE else 1
+    if n == 1:
+        yield from ((fold, work(fold)) for fold in folds)
+        return
+    with ThreadPoolExecutor(n) as pool:
+        waiting: deque[tuple[Fold, Any]] = deque()
+        rest = iter(folds)
+        try:
+            while True:
+                waiting.extend((fold, pool.submit(work, fold)) for fold in itertools.islice(rest, n + 1 - len(waiting)))
+                if not waiting:
+                    return
+                fold, future = waiting.popleft()
+                yield fold, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _methods(cohort: Cohort, config: ClassifyConfig, extras: Extras) -> tuple[dict[str, Method], dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,19 +71,21 @@ class Fixed:
 class Remembered:
     """A design that keeps the features of the last few sets of patients: models and inner parts ask for the same ones."""
 
-    def __init__(self, design: Design, n: int = 8) -> None:
-        self._design, self._n = design, n
+    def __init__(self, design: Design, n: int = 12) -> None:
+        self._design, self._n, self._lock = design, n, Lock()
         self._known: OrderedDict[bytes, Features] = OrderedDict()
 
     def features(self, train: Ints) -> Features:
         """As the design's own."""
         key = train.tobytes()
-        if key not in self._known:
-            while len(self._known) >= self._n:
+        with self._lock:
+            found = self._known.pop(key, None)
+        found = found or self._design.features(train)
+        with self._lock:
+            self._known[key] = found
+            while len(self._known) > self._n:
                 self._known.popitem(last=False)
-            self._known[key] = self._design.features(train)
-        self._known.move_to_end(key)
-        return self._known[key]
+        return found
 
 
 class Profiles:
