@@ -112,7 +112,7 @@ def _classify(cohort: Cohort, config: ClassifyConfig, fixed: FixedFolds | None, 
     def linear(fold: Fold) -> dict[str | int, Answer]:
         where = rows[fold.train], _inner(fold, rows, y_rows, config), rows[fold.test], y, classes
         wanted: dict[str | int, Linear] = {name: m for name, m in methods.items() if isinstance(m, Linear)}
-        wanted |= dict(curve)
+        wanted.update(curve.items())
         return {name: method.fit(*where) for name, method in wanted.items()}
 
     with Meter(len(folds), "classification", "folds") as meter:
