@@ -118,18 +118,18 @@ def lasso_path(Z: Floats, y: Ints, n_classes: int, ratios: Sequence[float]) -> l
 
     Notes
     -----
-    Only features that the strong rule (Tibshirani et al., J. R. Statist. Soc. B 74, 2012) lets pass are solved for;
-    those left out are checked afterwards and taken in where they were wronged.
+    Only features in use, or whose slope exceeds the penalty where the last solution stands, are solved for; those left out
+    are checked afterwards and taken in where they were wronged.
     """
     n, m = Z.shape
     target = np.eye(n_classes)[y]
     W, b = np.zeros((n_classes, m)), np.log(np.bincount(y, minlength=n_classes) / n)
     gradient = (softmax(np.tile(b, (n, 1))) - target).T @ Z / n
     largest = float(np.abs(gradient).max())
-    out, before = [], largest
+    out = []
     for ratio in ratios:
         penalty = ratio * largest
-        active = (np.abs(gradient).max(0) >= 2 * penalty - before) | (W != 0).any(0)
+        active = (np.abs(gradient).max(0) > penalty) | (W != 0).any(0)
         while True:
             here = np.flatnonzero(active)
             W[:, here], b = _proximal(np.ascontiguousarray(Z[:, here]), target, penalty, W[:, here], b)
@@ -139,7 +139,6 @@ def lasso_path(Z: Floats, y: Ints, n_classes: int, ratios: Sequence[float]) -> l
                 break
             active |= wronged
         out.append((W.copy(), b - b.mean(), penalty))
-        before = penalty
     return out
 
 
