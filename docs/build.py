@@ -54,6 +54,8 @@ def _section(command: click.Command, name: str, parent: click.Context, mark: str
                 inner = command.get_command(context, below)
                 if inner is not None:
                     parts += _section(inner, below, context, mark + "#")
+    for word, inner in getattr(command, "words", {}).items():
+        parts += _section(inner, f"{name} {word}", parent, mark + "#")
     return parts
 
 

@@ -36,7 +36,7 @@ class Stages:
         command = [str(word) for word in words]
         done = self.record.pop(name, {})
         if made.exists() and done.get("command") == command:
-            print(f"{name}: done before", file=sys.stderr)
+            print(f"{name} is done", file=sys.stderr)
             self.record[name] = done
             return
         print(f"{name}: cytosae {' '.join(command)}", file=sys.stderr, flush=True)

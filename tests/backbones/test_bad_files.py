@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import publishers as made
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import publishers as made
 from cytosae import CytosaeError
 from cytosae.backbones import BACKBONES, _registry, load_backbone
 from cytosae.cells import Cells

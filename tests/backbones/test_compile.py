@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import publishers as made
 import pytest
 import torch
 
 import cytosae.backbones._vit as vit
+import publishers as made
 from cytosae import CytosaeError, load_backbone
 from cytosae.backbones import Backbone, probe, why_not_compiled
 from small_vit import small_vit

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import publishers as made
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import publishers as made
 from cytosae import CytosaeError
 from cytosae.backbones import Preprocessing, load_backbone
 

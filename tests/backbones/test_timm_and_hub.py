@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import publishers as made
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 from timm.models.eva import Eva
 
+import publishers as made
 from cytosae import CytosaeError
 from cytosae.backbones import Backbone, Preprocessing, _named, load_backbone
 

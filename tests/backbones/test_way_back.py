@@ -6,10 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import publishers as made
 import pytest
 import torch
 
+import publishers as made
 from cytosae import CytosaeError, extract_tokens
 from cytosae.backbones import load_backbone
 from cytosae.cells import Cells

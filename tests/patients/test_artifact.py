@@ -24,7 +24,7 @@ from cytosae.tokens import TokenStore
 def arguments(on_disk, study, out, *more):
     cohort, index = study
     return ["patients", str(index), "--cells", str(cohort), "--tokens", str(on_disk.tokens), "--sae", str(on_disk.sae),
-            "--out", str(out), "--repeats", "2", "--quiet", *more]  # fmt: skip
+            "--out", str(out), "--repeats", "2", "--models", "none", "--quiet", *more]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from cytosae.patients import ClassifyConfig, classify, contributions, profile_pa
 from cytosae.patients._linear import fit_l2
 from cytosae.patients._scores import interval, patient_draws, score, verdict
 
-QUICK = ClassifyConfig(n_repeats=2, n_folds=4, Cs=(1.0, 100.0), n_bootstrap=200)
+FEW = ("mean_tokens", "composition", "majority")
+QUICK = ClassifyConfig(n_repeats=2, n_folds=4, Cs=(1.0, 100.0), n_bootstrap=200, models=FEW, n_concepts=())
 
 
 def test_noise_in_place_of_the_test_patients_cells_leaves_every_fitted_object_byte_identical():
@@ -141,7 +142,7 @@ def test_only_an_interval_above_zero_is_called_better():
 @pytest.mark.parametrize("by_newton", [True, False])
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_the_fit_in_the_span_of_the_patients_is_the_fit_in_all_features(n_classes, scaling, by_newton, monkeypatch):
-    monkeypatch.setattr("cytosae.patients._linear._NEWTON", 600 if by_newton else 0)
+    monkeypatch.setattr("cytosae.patients._linear.NEWTON", 600 if by_newton else 0)
     rng = np.random.default_rng(0)
     X, y = rng.random((20, 50)), np.arange(20) % n_classes
     names = list("abc"[:n_classes])

@@ -57,7 +57,8 @@ def command(source: Path | None, recipe: str, settings: tuple[str, ...], out: Pa
         index = index_concepts(cohort, sae, out / "index-cohort", store=store, cells_matrix=True, device=device)
         write_patients(
             index, cohort, out / "patients", store=store, sae=out / "sae", sae_cells=cells,
-            classification=ClassifyConfig(seed=seed), comparison=DifferentialConfig(seed=seed),
+            classification=ClassifyConfig(seed=seed, models=("mean_tokens", "composition", "majority"), n_concepts=()),
+            comparison=DifferentialConfig(seed=seed),
         )  # fmt: skip
     page = write_report(out, seed=seed)
     done(f"Wrote {page.resolve()} ({page.stat().st_size / 1e6:.1f} MB): open it in a browser.")

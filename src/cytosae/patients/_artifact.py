@@ -7,18 +7,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from cytosae._progress import say
 from cytosae.cells import Cells
 from cytosae.concepts import ConceptIndex
-from cytosae.patients._classify import ClassifyConfig, classify
+from cytosae.patients._classify import classify
 from cytosae.patients._cohort import read_cohort
+from cytosae.patients._designs import read_extras
 from cytosae.patients._differential import DifferentialConfig, differential
+from cytosae.patients._likeness import Likeness
 from cytosae.patients._lineage import cells_seen
 from cytosae.patients._linear import LinearModel, load_model, save_model
+from cytosae.patients._plan import FixedFolds
 from cytosae.patients._profiles import profile_patients, read_profiles, write_profiles
+from cytosae.patients._protocol import ClassifyConfig
 from cytosae.storage import Manifest, commit_folder, read_manifest, read_table, same_work, write_json, write_table
 from cytosae.tokens import TokenStore
 
@@ -56,6 +61,11 @@ class Patients:
         return bool(self.manifest["simulated"])
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What `model.json` says of the model: its dictionary, temperature, likeness ..."""
+        return dict(json.loads((self.manifest.folder / "model.json").read_text("utf-8")))
+
+    @property
     def target(self) -> str:
         """The column told apart."""
         return str(self.manifest["config"]["target"])
@@ -72,6 +82,7 @@ def write_patients(
     target: str = "diagnosis",
     classification: ClassifyConfig | None = None,
     comparison: DifferentialConfig | None = None,
+    fixed: FixedFolds | None = None,
 ) -> Patients:
     """Profiles, differential concepts, classification and final model of a cohort, in one folder.
 
@@ -84,13 +95,15 @@ def write_patients(
     out
         The folder to write; an equal one is kept.
     store
-        Tokens of these cells, for the baseline of mean tokens.
+        Tokens of these cells, for the baselines made of tokens.
     sae, sae_cells
         The dictionary, and the table it was trained on where that is another: to tell whether it saw these cells.
     target
         Column to tell apart.
     classification, comparison
         The protocols; `classification.rule` is how profiles are counted.
+    fixed
+        Folds from files, in place of drawn ones.
 
     Raises
     ------
@@ -100,16 +113,18 @@ def write_patients(
     out = Path(out)
     index = index if isinstance(index, ConceptIndex) else ConceptIndex(index)
     protocol, comparison = classification or ClassifyConfig(), comparison or DifferentialConfig()
-    seen = cells_seen(cells, index, sae, sae_cells)
+    seen = cells_seen(cells, index, sae, sae_cells, fixed.tested if fixed else None)
     inputs = {"cells": cells.hash, "index": index.hash, **({"tokens": store.hash} if store else {})}
     config = {"target": target, "classification": asdict(protocol), "differential": asdict(comparison),
-              "semantics": "default", "sae_saw_these_cells": seen}  # fmt: skip
+              "semantics": "default", "sae_saw_these_cells": seen,
+              "folds_from": fixed.record if fixed else None}  # fmt: skip
     if same_work(out, KIND, inputs, config):
         say(f"patients: {out} is there already")
         return read_patients(out)
     cohort = read_cohort(index, cells, store, target=target)
     with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config) as (folder, extra):
-        result = classify(cohort, protocol)  # first: a cohort too small for it is refused before anything else is done
+        # first: a cohort too small for it is refused before anything else is done
+        result = classify(cohort, protocol, fixed=fixed, extras=read_extras(index, cells, store))
         profiles = profile_patients(cohort, protocol.rule)
         say("patients: differential concepts")
         table = differential(profiles, comparison, cohort=cohort)
@@ -128,7 +143,8 @@ def write_patients(
                    {"kind": "classification", "version": VERSION, **head, **result.record})  # fmt: skip
         save_model(folder, result.final, {
             **head, "target": target, "quantile": protocol.rule.quantile, "inputs": inputs, "sae": cohort.record["sae"],
-            "n_patients": len(cohort.judged), "semantics": "default",
+            "n_patients": len(cohort.judged), "semantics": "default", "temperature": result.temperature,
+            "likeness": Likeness.of(result.final, np.asarray(profiles.X)[cohort.judged]).record,
         })  # fmt: skip
         extra |= {**head, "n_patients": len(cohort.patients), "n_patients_judged": len(cohort.judged),
                   "n_concepts_filtered": record["n_concepts_filtered"],

@@ -1,46 +1,30 @@
-"""Telling diagnoses apart: repeated stratified cross-validation by patient, every choice made inside the training part."""
+"""Telling diagnoses apart: cross-validation by patient, every choice made inside the training part, all models on the same folds."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from cytosae._errors import CytosaeError, UsageError
+from cytosae._errors import CytosaeError
 from cytosae._progress import Meter
-from cytosae.patients._cohort import Cohort, Floats, Ints
-from cytosae.patients._linear import SCALINGS, LinearModel, fit_l2
-from cytosae.patients._profiles import CellValues, ProfileRule, frequent
-from cytosae.patients._scores import METRICS, interval, patient_draws, score, verdict
+from cytosae.patients._cohort import Cohort, Ints
+from cytosae.patients._designs import Extras, make_designs
+from cytosae.patients._linear import LinearModel
+from cytosae.patients._methods import Answer, Fitted, Linear, Method, l1, l2
+from cytosae.patients._mil import AttentionMIL, mil_is_there
+from cytosae.patients._plan import FixedFolds, Fold, drawn_folds, inner_parts
+from cytosae.patients._protocol import CONCEPTS, MODELS, ClassifyConfig
+from cytosae.patients._record import Facts, Sums, make_curve, make_record
 
-CONCEPTS, BASELINES = "concept_profile", ("mean_tokens", "composition", "majority")
-
-
-@dataclass(frozen=True)
-class ClassifyConfig:
-    """The protocol."""
-
-    n_folds: int = 5
-    """Folds; each diagnosis needs as many patients."""
-    n_repeats: int = 5
-    """Repetitions with other folds; a patient's out-of-fold probabilities are averaged over them."""
-    n_inner: int = 3
-    """Folds within the training part, in which scaling and C are chosen by log loss."""
-    Cs: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
-    """Inverse penalties to choose from; the smallest of equals."""
-    n_bootstrap: int = 2_000
-    """Draws of patients for the intervals."""
-    seed: int = 0
-    """Of folds and draws."""
-    rule: ProfileRule = field(default_factory=ProfileRule)
-    """How profiles are counted and concepts filtered."""
-
-    def __post_init__(self) -> None:
-        if self.n_folds < 2 or self.n_repeats < 1 or self.n_inner < 2 or not self.Cs or self.n_bootstrap < 100:
-            raise UsageError("n_folds and n_inner must be 2 or more, n_repeats 1, n_bootstrap 100, and Cs not empty.")
+#: Patients from which on folds are fitted beside one another (smaller fits would only wait for the interpreter), and how many.
+LARGE, MOST_THREADS = 300, 4
 
 
 @dataclass(frozen=True)
@@ -50,45 +34,30 @@ class FoldFit:
     repeat: int
     fold: int
     test: tuple[str, ...]
-    models: dict[str, LinearModel]
+    models: dict[str, Fitted]
 
 
 @dataclass(frozen=True)
 class Classification:
-    """The record as it stands in `classification.json`, the fitted folds, and the model of all patients."""
+    """The record as it stands in `classification.json`, the fitted folds, and the model of all patients.
+
+    `temperature` is what the final model's logits are divided by to be calibrated.
+    """
 
     record: dict[str, Any]
     folds: list[FoldFit]
     final: LinearModel
+    temperature: float = 1.0
 
 
-class _Design(Protocol):
-    """Features that may be calibrated on the training patients."""
-
-    def features(self, train: Ints) -> tuple[Floats, npt.NDArray[np.bool_], Floats]:
-        """(X of all patients, features to keep, thresholds), looking at the patients `train` alone."""
-
-
-class _Profiles:
-    def __init__(self, cohort: Cohort, rule: ProfileRule) -> None:
-        self.values, self.rule = CellValues(cohort.maximum, cohort.owner, len(cohort.patients)), rule
-
-    def features(self, train: Ints) -> tuple[Floats, npt.NDArray[np.bool_], Floats]:
-        thresholds = self.values.thresholds(self.rule.quantile, train)
-        X = self.values.shares(thresholds)
-        return X, frequent(X[train], self.rule.min_frequency), thresholds
-
-
-class _Fixed:
-    def __init__(self, X: Floats) -> None:
-        self.X = X
-
-    def features(self, train: Ints) -> tuple[Floats, npt.NDArray[np.bool_], Floats]:
-        return self.X, np.ones(self.X.shape[1], bool), np.zeros(0)
-
-
-def classify(cohort: Cohort, config: ClassifyConfig | None = None) -> Classification:
-    """Measure how well concept profiles tell the target apart, beside its baselines on the same folds.
+def classify(
+    cohort: Cohort,
+    config: ClassifyConfig | None = None,
+    *,
+    fixed: FixedFolds | None = None,
+    extras: Extras | None = None,
+) -> Classification:
+    """Measure how well concept profiles tell the target apart, beside their baselines on the same folds.
 
     Parameters
     ----------
@@ -96,6 +65,10 @@ def classify(cohort: Cohort, config: ClassifyConfig | None = None) -> Classifica
         From `read_cohort`. Patients without target or usable cells take no part and are listed.
     config
         The protocol.
+    fixed
+        Folds from files, in place of drawn ones. Where they hold validation patients, settings are chosen on these.
+    extras
+        What other models want beside the cohort; a model whose ingredient is missing is left out, with the reason.
 
     Returns
     -------
@@ -104,94 +77,117 @@ def classify(cohort: Cohort, config: ClassifyConfig | None = None) -> Classifica
     Raises
     ------
     CytosaeError
-        Fewer than two classes, or a class with fewer patients than folds.
+        Fewer than two classes, a class with fewer patients than folds, or fixed folds that do not fit the cohort.
     """
     with threadpool_limits(1):  # thousands of small products: threads only wait for one another
-        return _classify(cohort, config or ClassifyConfig())
+        return _classify(cohort, config or ClassifyConfig(), fixed, extras or Extras())
 
 
-def _classify(cohort: Cohort, config: ClassifyConfig) -> Classification:
+def _classify(cohort: Cohort, config: ClassifyConfig, fixed: FixedFolds | None, extras: Extras) -> Classification:
     rows = cohort.judged
     target = cohort.classes[rows].astype(str)
+    patients = [str(p) for p in cohort.patients["patient"].iloc[rows]]
     classes = sorted({str(name) for name in target})
     y_rows = np.searchsorted(classes, target)
-    _check(classes, np.bincount(y_rows, minlength=len(classes)), config, cohort.target)
+    if len(classes) < 2:
+        raise CytosaeError(
+            f"Only one {cohort.target} has patients with usable cells; a classification wants two or more."
+        )
+    if fixed is None:
+        _check_drawn(classes, np.bincount(y_rows, minlength=len(classes)), config, cohort.target)
+        folds = drawn_folds(y_rows, config.n_folds, config.n_repeats, config.seed)
+    else:
+        fixed.check(patients, list(target) if cohort.target == "diagnosis" else patients)
+        folds = fixed.folds(patients)
+        _check_fixed(folds, y_rows, classes, fixed.name)
     y = np.full(len(cohort.patients), -1, np.int64)
     y[rows] = y_rows
-    designs, absent = _designs(cohort, config)
-    names = [*designs, "majority"]
-    total = {name: np.zeros((len(rows), len(classes))) for name in names}
-    folds: list[FoldFit] = []
-    with Meter(config.n_repeats * config.n_folds, "classification", "folds") as meter:
-        for repeat in range(config.n_repeats):
-            fold_of = np.full(len(cohort.patients), -1, np.int64)
-            fold_of[rows] = stratified_folds(y_rows, config.n_folds, [config.seed, 2**38 + repeat])
-            for fold in range(config.n_folds):
-                train, test = rows[fold_of[rows] != fold], rows[fold_of[rows] == fold]
-                here = np.searchsorted(rows, test)
-                models = {}
-                for name, design in designs.items():
-                    models[name] = _fit(design, train, y, classes, config)
-                    total[name][here] += models[name].probabilities(design.features(train)[0][test])
-                total["majority"][here, np.bincount(y[train], minlength=len(classes)).argmax()] += 1
-                folds.append(FoldFit(repeat, fold, tuple(cohort.patients["patient"].iloc[test]), models))
-                meter.add(1)
-    P = {name: value / config.n_repeats for name, value in total.items()}
-    record = _record(cohort, config, classes, y_rows, P, folds) | {"absent": absent}
-    return Classification(record, folds, _fit(designs[CONCEPTS], rows, y, classes, config))
+    methods, absent = _methods(cohort, config, extras)
+    curve = {n: l2(methods[CONCEPTS].design, config.Cs, n) for n in config.n_concepts}  # type: ignore[attr-defined]
+    shape = (len(rows), len(classes))
+    sums = {name: Sums(np.zeros(shape), np.zeros(shape), [], []) for name in [*methods, "majority", *curve]}
+    n_tested, fits = np.zeros(len(rows)), []
+    chosen: dict[int, Counter[int]] = {n: Counter() for n in curve}
+
+    def linear(fold: Fold) -> dict[str | int, Answer]:
+        where = rows[fold.train], _inner(fold, rows, y_rows, config), rows[fold.test], y, classes
+        wanted: dict[str | int, Linear] = {name: m for name, m in methods.items() if isinstance(m, Linear)}
+        wanted.update(curve.items())
+        return {name: method.fit(*where) for name, method in wanted.items()}
+
+    with Meter(len(folds), "classification", "folds") as meter:
+        for fold, found in _in_order(linear, folds, len(rows)):
+            train, ask = rows[fold.train], rows[fold.test]
+            for name in (name for name in methods if name not in found):  # torch has one state: not beside one another
+                inner = _inner(fold, rows, y_rows, config)
+                found[name] = methods[name].fit(train, inner, ask, y, classes)
+            counts = np.bincount(y[train], minlength=len(classes))
+            constant = np.where(np.arange(len(classes)) == counts.argmax(), 0.0, -np.inf)
+            found["majority"] = Answer(None, np.tile(constant, (len(ask), 1)), 1.0)
+            for name, answer in found.items():
+                sums[name].add(fold.test, answer)
+            for n in curve:
+                chosen[n].update(found[n].model.kept.tolist())
+            n_tested[fold.test] += 1
+            models = {name: found[name].model for name in methods}
+            fits.append(FoldFit(fold.repeat, fold.fold, tuple(patients[i] for i in fold.test), models))
+            meter.add(1)
+    tested = np.flatnonzero(n_tested)
+    facts = Facts(cohort, config, classes, y_rows, patients, tested, n_tested, folds, fixed)
+    record = make_record(facts, {k: v for k, v in sums.items() if isinstance(k, str)}, fits)
+    record["by_n_concepts"] = make_curve(facts, {n: sums[n] for n in curve}, sums[CONCEPTS], chosen)
+    everyone = Fold(0, 0, np.arange(len(rows)), np.arange(0))
+    final = methods[CONCEPTS].fit(rows, _inner(everyone, rows, y_rows, config), rows[:0], y, classes)
+    return Classification(record | {"absent": absent}, fits, final.model, final.temperature)
 
 
-def stratified_folds(y: Ints, n_folds: int, key: list[int]) -> Ints:
-    """Fold of each patient: every class is shuffled and dealt out, each from the first fold on.
-
-    Classes of equal size are so equally frequent in every training part: were the rarer class of a test part the more
-    frequent one in training, predictions would be worse than chance where there is nothing to learn.
-    """
-    rng = np.random.Generator(np.random.Philox(key=key))
-    out = np.empty(len(y), np.int64)
-    for k in np.unique(y):
-        out[rng.permutation(np.flatnonzero(y == k))] = np.arange((y == k).sum()) % n_folds
-    return out
+def _inner(fold: Fold, rows: Ints, y: Ints, config: ClassifyConfig) -> list[tuple[Ints, Ints]]:
+    return [(rows[a], rows[b]) for a, b in inner_parts(fold, y, config.n_inner, config.seed)]
 
 
-def _fit(design: _Design, train: Ints, y: Ints, classes: list[str], config: ClassifyConfig) -> LinearModel:
-    """Choose scaling and C within the training patients (thresholds, filter and scaling made anew in each inner part), then fit."""
-    X, keep, thresholds = design.features(train)
-    n_inner = min(config.n_inner, int(np.bincount(y[train], minlength=len(classes)).min()))
-    settings = [(scaling, C) for scaling in SCALINGS for C in config.Cs]
-    loss = np.zeros(len(settings))
-    fold_of = stratified_folds(y[train], max(n_inner, 1), [config.seed, 2**39])
-    for fold in range(n_inner if n_inner >= 2 else 0):
-        part, rest = train[fold_of != fold], train[fold_of == fold]
-        X_part, keep_part, thresholds_part = design.features(part)
-        at = (X_part[part], y[part], classes, config.Cs, keep_part, thresholds_part)
-        for i, model in enumerate(m for scaling in SCALINGS for m in fit_l2(*at, scaling)):
-            p = model.probabilities(X_part[rest])[np.arange(len(rest)), y[rest]]
-            loss[i] -= np.log(np.maximum(p, 1e-300)).sum()
-    scaling, C = settings[int(np.flatnonzero(loss <= loss.min() + 1e-12)[0])]
-    return fit_l2(X[train], y[train], classes, [C], keep, thresholds, scaling)[0]
+def _in_order(work: Callable[[Fold], Any], folds: Sequence[Fold], n_patients: int) -> Iterator[tuple[Fold, Any]]:
+    """Each fold with what `work` makes of it, in order; folds of large cohorts beside one another, with the same result."""
+    import torch
+
+    n = min(torch.get_num_threads(), MOST_THREADS) if n_patients > LARGE else 1
+    if n == 1:
+        yield from ((fold, work(fold)) for fold in folds)
+        return
+    with ThreadPoolExecutor(n) as pool:
+        waiting: deque[tuple[Fold, Any]] = deque()
+        rest = iter(folds)
+        try:
+            while True:
+                waiting.extend((fold, pool.submit(work, fold)) for fold in itertools.islice(rest, n + 1 - len(waiting)))
+                if not waiting:
+                    return
+                fold, future = waiting.popleft()
+                yield fold, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _designs(cohort: Cohort, config: ClassifyConfig) -> tuple[dict[str, _Design], dict[str, str]]:
-    """The models that have features, in order, and why a baseline is not there."""
-    designs: dict[str, _Design] = {CONCEPTS: _Profiles(cohort, config.rule)}
-    absent = {}
-    if cohort.tokens is None:
-        absent["mean_tokens"] = "no token store was given"
-    else:
-        designs["mean_tokens"] = _Fixed(cohort.by_patient(cohort.tokens))
-    types = sorted({label for label in cohort.labels if label is not None})
-    if not types:
-        absent["composition"] = "the cells have no labels"
-    else:
-        shares = np.array([[label == name for name in types] for label in cohort.labels], np.float64)
-        designs["composition"] = _Fixed(cohort.by_patient(shares))
-    return designs, absent
+def _methods(cohort: Cohort, config: ClassifyConfig, extras: Extras) -> tuple[dict[str, Method], dict[str, str]]:
+    """The models that can be fitted, in order, and why others are not there."""
+    designs, absent = make_designs(cohort, config.rule, extras)
+    wanted = {CONCEPTS, *config.models}
+    methods: dict[str, Method] = {}
+    for name in (n for n in MODELS if n in wanted):
+        if name in designs:
+            methods[name] = l2(designs[name], config.Cs)
+        elif name == "concept_profile_l1":
+            methods[name] = l1(designs[CONCEPTS])
+        elif name == "attention_mil":
+            if extras.pooled is None or extras.pooled.class_token is None:
+                absent[name] = absent["class_token"]
+            elif not mil_is_there():
+                absent[name] = "torchmil is not installed (pip install 'cytosae[mil]')"
+            else:
+                methods[name] = AttentionMIL.of(cohort, extras.pooled.class_token, config.seed)
+    return methods, {name: why for name, why in absent.items() if name in wanted}
 
 
-def _check(classes: list[str], sizes: Ints, config: ClassifyConfig, target: str) -> None:
-    if len(classes) < 2:
-        raise CytosaeError(f"Only one {target} has patients with usable cells; a classification wants two or more.")
+def _check_drawn(classes: list[str], sizes: Ints, config: ClassifyConfig, target: str) -> None:
     few = int(sizes.argmin())
     if sizes[few] < config.n_folds:
         remedy = f"use --folds {sizes[few]} or fewer" if sizes[few] >= 2 else "add patients or leave this one out"
@@ -201,48 +197,10 @@ def _check(classes: list[str], sizes: Ints, config: ClassifyConfig, target: str)
         )
 
 
-def _record(
-    cohort: Cohort, config: ClassifyConfig, classes: list[str], y: Ints, P: dict[str, Floats], folds: list[FoldFit]
-) -> dict[str, Any]:
-    weights = patient_draws(y, config.n_bootstrap, config.seed)
-    scores = {name: score(p, y, weights) for name, p in P.items()}
-    patients = cohort.patients["patient"].iloc[cohort.judged].tolist()
-    models: dict[str, Any] = {}
-    predictions: dict[str, Any] = {}
-    for name, s in scores.items():
-        fitted = [f.models[name] for f in folds if name in f.models]
-        models[name] = {
-            "metrics": {m: interval(s[m]) for m in METRICS},
-            "per_class": {c: {"f1": interval(s["f1"][:, k]), "n_patients": int((y == k).sum())}
-                          for k, c in enumerate(classes)},
-            "C_chosen": [m.C for m in fitted],
-            "scaling_chosen": [m.scaling for m in fitted],
-            "n_features": [len(m.kept) for m in fitted],
-        }  # fmt: skip
-        predictions[name] = [
-            {"patient": patients[i], "true": classes[y[i]], "predicted": classes[int(p.argmax())],
-             "probabilities": dict(zip(classes, map(float, p), strict=True))} for i, p in enumerate(P[name])
-        ]  # fmt: skip
-    differences: dict[str, Any] = {}
-    for name in [b for b in BASELINES if b in scores]:
-        differences[name] = {}
-        for m in METRICS:
-            d = interval(scores[CONCEPTS][m] - scores[name][m])
-            differences[name][m] = {**d, "verdict": verdict(d)}
-    best = max(differences, key=lambda name: models[name]["metrics"][METRICS[0]]["value"])
-    left_out = sorted(set(cohort.patients["patient"]) - set(patients))
-    return {
-        "target": cohort.target, "simulated": cohort.simulated, "classes": classes,
-        "protocol": {
-            "unit": "patient", "method": "repeated stratified cross-validation", **asdict(config),
-            "n_patients": len(y), "patients_by_class": {c: int((y == k).sum()) for k, c in enumerate(classes)},
-            "patients_left_out": left_out, "nested": ["thresholds", "concept filter", "scaling", "C"],
-            "interval": "95%, percentiles over draws of patients within their class, on out-of-fold probabilities "
-                        "averaged over the repetitions; it holds for these fitted models, not for another training "
-                        "set, and has no width where a model made no mistake",
-            "composition": "shares of the cells' labels as given (not predicted)",
-        },
-        "folds": [{"repeat": f.repeat, "fold": f.fold, "test": list(f.test)} for f in folds],
-        "model_order": list(models), "models": models, "differences": differences, "best_baseline": best, "primary_metric": METRICS[0],
-        "verdict": differences[best][METRICS[0]]["verdict"], "predictions": predictions,
-    }  # fmt: skip
+def _check_fixed(folds: Sequence[Fold], y: Ints, classes: list[str], name: str) -> None:
+    for k, label in enumerate(classes):
+        for fold in folds:
+            if not (y[fold.train] == k).any():
+                raise CytosaeError(f"Fold {fold.fold} of {name} trains on no patient of {label!r}; mend the folds.")
+        if not any((y[fold.test] == k).any() for fold in folds):
+            raise CytosaeError(f"{name} tests no patient of {label!r}, so it cannot be scored; mend the folds.")

@@ -14,7 +14,11 @@ from cytosae.storage import Manifest, read_manifest
 
 
 def cells_seen(
-    cells: Cells, index: ConceptIndex, sae: Path | str | None, sae_cells: Cells | None = None
+    cells: Cells,
+    index: ConceptIndex,
+    sae: Path | str | None,
+    sae_cells: Cells | None = None,
+    patients: set[str] | None = None,
 ) -> dict[str, Any]:
     """What is known of the cells the dictionary was trained on.
 
@@ -27,6 +31,8 @@ def cells_seen(
     sae_cells
         The table the dictionary was trained on, where that is neither `cells` nor the table `cells` was drawn from; then
         images are compared by their hash.
+    patients
+        Only cells of these count: the tested ones, where folds are fixed; all where None.
 
     Returns
     -------
@@ -39,6 +45,8 @@ def cells_seen(
         `sae` is not the dictionary of the index, or `sae_cells` not the table it was trained on.
     """
     usable = cells.ok[cells.ok["patient"].notna()]
+    if patients is not None:
+        usable = usable[usable["patient"].astype(str).isin(patients)]
     unknown = {"n_seen": None, "n_cells": len(usable), "setting": "unknown"}
     if sae is None:
         return {**unknown, "how": "no --sae was given"}

@@ -14,11 +14,10 @@ import pandas as pd
 
 from cytosae._errors import CytosaeError, UsageError, nearest
 from cytosae.patients._cohort import Floats, Ints
+from cytosae.patients._solvers import NEWTON, lasso_path, lbfgs, newton, softmax, span
 from cytosae.storage import write_json
 
 KIND, VERSION = "patient_model", 1
-#: Coefficients up to which Newton's method is used.
-_NEWTON = 600
 #: ``common``: one divisor for all features, so that those that vary most weigh most (shares have one unit already);
 #: ``standard``: each by its own standard deviation. Either way the training patients' squared length is 1 on average,
 #: so that one grid of C fits 8 features and 800.
@@ -64,9 +63,9 @@ class LinearModel:
         """[n, K] for X [n, n_features]."""
         return np.asarray(((X[:, self.kept] - self.centre) / self.scale) @ self.coefficients.T + self.intercepts)
 
-    def probabilities(self, X: Floats) -> Floats:
-        """[n, K]; each row adds up to 1."""
-        return softmax(self.logits(X))
+    def probabilities(self, X: Floats, temperature: float = 1.0) -> Floats:
+        """[n, K]; each row adds up to 1. Logits are divided by the `temperature` first."""
+        return softmax(self.logits(X) / temperature)
 
     def to_bytes(self) -> bytes:
         """Everything fitted, byte for byte."""
@@ -139,10 +138,14 @@ def contributions(model: LinearModel, profiles: Any, patient: str) -> Contributi
     x = np.asarray(profiles.X, np.float64)[names.index(patient)]
     if np.isnan(x).any():
         raise CytosaeError(f"Patient {patient} has no usable cells, so there is nothing to explain.")
+    return explain_profile(model, x, profiles.var["latent"].to_numpy(np.int64), patient)
+
+
+def explain_profile(model: LinearModel, x: Floats, latents: Ints, patient: str) -> Contributions:
+    """`contributions` of a profile x [n_latents], counted with the model's thresholds."""
     terms = model.terms(x)
     logits = model.intercepts + terms.sum(1)
-    latents = profiles.var["latent"].to_numpy(np.int64)[model.kept]
-    table = pd.DataFrame({"latent": latents, "value": x[model.kept], "cohort_mean": model.centre})
+    table = pd.DataFrame({"latent": latents[model.kept], "value": x[model.kept], "cohort_mean": model.centre})
     for k, name in enumerate(model.classes):
         table[name] = terms[k]
     return Contributions(patient, model.classes, table, model.intercepts, logits, softmax(logits[None])[0])
@@ -176,87 +179,75 @@ def fit_l2(
     that span (singular value decomposition) and carried back: the same minimum, found in n dimensions. With two classes
     this is the usual logistic regression at 2 C, since the penalty counts both rows of coefficients.
     """
-    kept = np.flatnonzero(keep & (np.ptp(X, axis=0) > 1e-12))
-    if not len(kept):  # nothing to learn from: the class frequencies remain
-        prior = np.log(np.bincount(y, minlength=len(classes)) / len(y))
-        empty = np.zeros(0)
-        W = np.zeros((len(classes), 0))
-        b = prior - prior.mean()
-        return [LinearModel(tuple(classes), kept, empty, empty, W, b, c, scaling, thresholds) for c in Cs]
-    centre = X[:, kept].mean(0)
-    spread = X[:, kept].std(0)
-    scale = spread * np.sqrt(len(kept)) if scaling == "standard" else np.full(len(kept), np.sqrt((spread**2).sum()))
-    Z = (X[:, kept] - centre) / scale
-    basis: Floats | None = None
-    if len(kept) > len(y):
-        U, S, basis = np.linalg.svd(Z, full_matrices=False)
-        Z = U * S
+    prepared = _standardise(X, keep, scaling)
+    if prepared is None:
+        return [_prior(y, classes, float(C), scaling, thresholds) for C in Cs]
+    kept, centre, scale, Z = prepared
     n_classes = len(classes)
+    back: Floats | None = None
+    few, points = len(kept) > len(y), Z
+    if few:
+        Z, back = span(Z)
+    small = n_classes * (Z.shape[1] + 1) <= NEWTON
+    if not small and not few:
+        Z, back = _rotated(Z)
     W, b = np.zeros((n_classes, Z.shape[1])), np.zeros(n_classes)
     out = []
     for C in Cs:
-        if n_classes * (Z.shape[1] + 1) <= _NEWTON:
-            W, b = newton(Z, y, C, W, b)
-        else:
-            W, b = _lbfgs(Z, y, C, n_classes)
-        carried = W if basis is None else W @ basis
+        W, b = (newton if small else lbfgs)(Z, y, C, W, b)
+        carried = W if back is None else W @ back @ points if few else W @ back
         out.append(
             LinearModel(tuple(classes), kept, centre, scale, carried, b - b.mean(), float(C), scaling, thresholds)
         )
     return out
 
 
-def newton(Z: Floats, y: Ints, C: float, W: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """Newton's method with step halving for the loss of `fit_l2`, from the start (W, b); W [K, r], b [K]."""
-    n, r = Z.shape
-    K = len(b)
-    X = np.concatenate([Z, np.ones((n, 1))], axis=1)
-    theta = np.concatenate([W, b[:, None]], axis=1)
-    ridge = np.concatenate([np.full(r, 1 / C), [0.0]])
-    target = np.eye(K)[y]
-    # adding one number to all intercepts changes nothing: without this the equations have no single solution
-    shift = np.zeros((K, r + 1, K, r + 1))
-    shift[:, r, :, r] = 1.0
+def fit_l1(
+    X: Floats, y: Ints, classes: Sequence[str], ratios: Sequence[float], keep: npt.NDArray[np.bool_], thresholds: Floats
+) -> list[LinearModel]:
+    """Fit one model a penalty: minimise the mean log loss + sum of |coefficients| / C, on standardised features.
 
-    def loss_of(at: Floats) -> float:
-        logits = X @ at.T
-        top = logits.max(1)
-        return float((top + np.log(np.exp(logits - top[:, None]).sum(1)) - logits[np.arange(n), y]).sum()
-                     + 0.5 * (ridge * at**2).sum())  # fmt: skip
-
-    loss = loss_of(theta)
-    for _ in range(100):
-        P = softmax(X @ theta.T)
-        gradient = (P - target).T @ X + ridge * theta
-        if np.abs(gradient).max() < 1e-10:
-            break
-        weights = P[:, :, None] * (np.eye(K) - P[:, None, :])
-        hessian = np.einsum("nkl,ni,nj->kilj", weights, X, X, optimize=True) + shift
-        hessian = hessian.reshape(K * (r + 1), K * (r + 1)) + np.diag(np.tile(ridge, K))
-        step = np.linalg.solve(hessian, gradient.ravel()).reshape(K, r + 1)
-        length = 1.0
-        while loss_of(theta - length * step) > loss + 1e-12 and length > 1e-10:
-            length /= 2
-        theta = theta - length * step
-        before, loss = loss, loss_of(theta)
-        if before - loss < 1e-13 and np.abs(step).max() < 1e-9:
-            break
-    return theta[:, :r], theta[:, r]
+    `ratios` are penalties as shares of the smallest at which no feature is used, falling; the rest as in `fit_l2`.
+    Features without a coefficient are left out of the models.
+    """
+    prepared = _standardise(X, keep, "standard")
+    if prepared is None:
+        return [_prior(y, classes, float(ratio), "standard", thresholds) for ratio in ratios]
+    kept, centre, scale, Z = prepared
+    root = np.sqrt(len(kept))
+    out = []
+    for W, b, penalty in lasso_path(Z * root, y, len(classes), ratios):
+        used = (W != 0).any(0)
+        out.append(
+            LinearModel(tuple(classes), kept[used], centre[used], scale[used] / root, W[:, used], b, 1 / penalty,
+                        "standard", thresholds)
+        )  # fmt: skip
+    return out
 
 
-def _lbfgs(Z: Floats, y: Ints, C: float, n_classes: int) -> tuple[Floats, Floats]:
-    """The same by scikit-learn, where a matrix of second derivatives would be large."""
-    from sklearn.linear_model import LogisticRegression
+def _standardise(X: Floats, keep: npt.NDArray[np.bool_], scaling: str) -> tuple[Ints, Floats, Floats, Floats] | None:
+    """Features kept, their centre and scale, and the standardised features; None where none varies."""
+    kept = np.flatnonzero(keep & (np.ptp(X, axis=0) > 1e-12))
+    if not len(kept):
+        return None
+    centre, spread = X[:, kept].mean(0), X[:, kept].std(0)
+    scale = spread * np.sqrt(len(kept)) if scaling == "standard" else np.full(len(kept), np.sqrt((spread**2).sum()))
+    return kept, centre, scale, (X[:, kept] - centre) / scale
 
-    fitted = LogisticRegression(C=2 * C if n_classes == 2 else C, tol=1e-8, max_iter=1000).fit(Z, y)
-    W, b = np.asarray(fitted.coef_, np.float64), np.asarray(fitted.intercept_, np.float64)
-    return (np.concatenate([-W, W]) / 2, np.concatenate([-b, b]) / 2) if n_classes == 2 else (W, b)
+
+def _prior(y: Ints, classes: Sequence[str], C: float, scaling: str, thresholds: Floats) -> LinearModel:
+    """Nothing to learn from: the class frequencies remain."""
+    prior = np.log(np.bincount(y, minlength=len(classes)) / len(y))
+    empty = np.zeros(0)
+    W = np.zeros((len(classes), 0))
+    kept = np.zeros(0, np.int64)
+    return LinearModel(tuple(classes), kept, empty, empty, W, prior - prior.mean(), C, scaling, thresholds)
 
 
-def softmax(logits: Floats) -> Floats:
-    """Rows of probabilities."""
-    raised = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(raised / raised.sum(1, keepdims=True))
+def _rotated(Z: Floats) -> tuple[Floats, Floats]:
+    """Z in its principal directions, and these: the penalty sees no rotation, the solver does."""
+    directions = np.linalg.eigh(Z.T @ Z)[1].T
+    return Z @ directions.T, directions
 
 
 def save_model(folder: Path, model: LinearModel, info: dict[str, Any]) -> None:

@@ -205,8 +205,15 @@ def _models(record: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
     """(name, metrics, verdict of the concept profile against it) in the record's order."""
     names = {
         "concept_profile": "concept profile, L2 logistic regression",
+        "concept_profile_l1": "concept profile, L1 logistic regression",
+        "class_token": "mean of the class tokens, L2 logistic regression",
         "mean_tokens": "mean of all patch tokens, L2 logistic regression",
+        "raw_neurons": "backbone dimensions counted as concepts are, L2",
+        "pca": "principal components counted as concepts are, L2",
         "composition": "true cell-type shares, L2 logistic regression",
+        "n_cells": "number of cells alone",
+        "file_header": "file headers and lengths alone",
+        "attention_mil": "attention over the cells' class tokens (torchmil)",
         "majority": "always the most frequent diagnosis",
     }
     primary = record["primary_metric"]

@@ -1,0 +1,195 @@
+"""What a patient is described by, model by model; whatever is calibrated looks at the training patients alone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cytosae.cells import Cells
+from cytosae.concepts import ConceptIndex
+from cytosae.patients._cohort import Cohort, Floats, Ints
+from cytosae.patients._pooled import DenseValues, PooledTokens, pool_tokens
+from cytosae.patients._profiles import CellValues, ProfileRule, frequent
+from cytosae.tokens import TokenStore
+
+Features = tuple[Floats, npt.NDArray[np.bool_], Floats]
+#: Principal components counted, and cells of the training patients they are made of at most.
+N_COMPONENTS, _FIT_CELLS = 128, 20_000
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What models want beside the cohort: pooled tokens of its cells, and what is known of their files; None: not there."""
+
+    pooled: PooledTokens | None = None
+    files: pd.DataFrame | None = None
+
+
+def read_extras(index: ConceptIndex, cells: Cells, store: TokenStore | None) -> Extras:
+    """Extras of the cohort that `read_cohort` makes of the same parts, cell by cell in its order."""
+    ids = cohort_cells(index, cells)
+    rows = cells.frame.set_index("cell_id").loc[ids]
+    files = rows[[name for name in ("file_header", "file_bytes") if name in rows]]
+    return Extras(None if store is None else pool_tokens(store, ids), files)
+
+
+def cohort_cells(index: ConceptIndex, cells: Cells) -> Ints:
+    """`cell_id` of the cells of a cohort: those in the index that have a patient, in its order."""
+    import anndata
+    import h5py
+
+    with h5py.File(index.folder / "cells.h5ad") as file:
+        ids = anndata.io.read_elem(file["obs"])["cell_id"].to_numpy(np.int64)
+    has_patient = cells.frame.set_index("cell_id")["patient"].notna()
+    return np.asarray(ids[has_patient.loc[ids].to_numpy()])
+
+
+class Design(Protocol):
+    """Features that may be calibrated on the training patients."""
+
+    def features(self, train: Ints) -> Features:
+        """(X of all patients, features to keep, thresholds), looking at the patients `train` alone."""
+
+
+class Fixed:
+    """Features that need no calibration."""
+
+    def __init__(self, X: Floats) -> None:
+        self.X = X
+
+    def features(self, train: Ints) -> Features:
+        """As they are."""
+        return self.X, np.ones(self.X.shape[1], bool), np.zeros(0)
+
+
+class Remembered:
+    """A design that keeps the features of the last few sets of patients: models and inner parts ask for the same ones."""
+
+    def __init__(self, design: Design, n: int = 12) -> None:
+        self._design, self._n, self._lock = design, n, Lock()
+        self._known: OrderedDict[bytes, Features] = OrderedDict()
+
+    def features(self, train: Ints) -> Features:
+        """As the design's own."""
+        key = train.tobytes()
+        with self._lock:
+            found = self._known.pop(key, None)
+        found = found or self._design.features(train)
+        with self._lock:
+            self._known[key] = found
+            while len(self._known) > self._n:
+                self._known.popitem(last=False)
+        return found
+
+
+class Profiles:
+    """Concept profiles with thresholds and filter of the training patients."""
+
+    def __init__(self, cohort: Cohort, rule: ProfileRule) -> None:
+        self.values, self.rule = CellValues(cohort.maximum, cohort.owner, len(cohort.patients)), rule
+
+    def features(self, train: Ints) -> Features:
+        """Shares of cells above each concept's threshold."""
+        thresholds = self.values.thresholds(self.rule.quantile, train)
+        X = self.values.shares(thresholds)
+        return X, frequent(X[train], self.rule.min_frequency), thresholds
+
+
+class RawNeurons:
+    """Dimensions of the backbone counted as concepts are, on both sides."""
+
+    def __init__(self, pooled: PooledTokens, cohort: Cohort, rule: ProfileRule) -> None:
+        order = settled(cohort.owner, pooled.mean)
+        self._values = DenseValues(
+            pooled.highest[order], pooled.lowest[order], cohort.owner[order], len(cohort.patients)
+        )
+        self._rule = rule
+
+    def features(self, train: Ints) -> Features:
+        """Shares of cells beyond each dimension's thresholds."""
+        X = self._values.shares(_quantile(self._rule), train)
+        return X, frequent(X[train], self._rule.min_frequency), np.zeros(0)
+
+
+class Components:
+    """Principal components of the training patients' mean tokens, counted as concepts are, on both sides."""
+
+    def __init__(self, means: npt.NDArray[Any], cohort: Cohort, rule: ProfileRule) -> None:
+        order = settled(cohort.owner, means)
+        self._means, self._owner = np.asarray(means, np.float32)[order], cohort.owner[order]
+        self._n_patients, self._rule = len(cohort.patients), rule
+
+    def features(self, train: Ints) -> Features:
+        """Shares of cells beyond each component's thresholds."""
+        most = max(1, _FIT_CELLS // len(train))
+        picked = [np.flatnonzero(self._owner == patient) for patient in train]
+        rows = np.concatenate([p[np.linspace(0, len(p) - 1, min(most, len(p))).astype(np.int64)] for p in picked])
+        sample = self._means[rows].astype(np.float64)
+        centre = sample.mean(0)
+        directions = np.linalg.eigh((sample - centre).T @ (sample - centre))[1][:, ::-1][:, :N_COMPONENTS]
+        directions *= np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
+        scores = (self._means - centre.astype(np.float32)) @ directions.astype(np.float32)
+        X = DenseValues(scores, scores, self._owner, self._n_patients).shares(_quantile(self._rule), train)
+        return X, frequent(X[train], self._rule.min_frequency), np.zeros(0)
+
+
+def settled(owner: Ints, values: npt.NDArray[Any]) -> Ints:
+    """An order of cells that depends on what they are, not on how they came: sums in it are the same to the last bit."""
+    return np.lexsort((values[:, min(1, values.shape[1] - 1)], values[:, 0], owner)).astype(np.int64)
+
+
+def make_designs(cohort: Cohort, rule: ProfileRule, extras: Extras) -> tuple[dict[str, Design], dict[str, str]]:
+    """The designs by model name, and why a model is left out."""
+    designs: dict[str, Design] = {"concept_profile": Remembered(Profiles(cohort, rule))}
+    absent: dict[str, str] = {}
+    pooled = extras.pooled
+    no_store = "no token store was given"
+    if pooled is None or pooled.class_token is None:
+        absent["class_token"] = no_store if pooled is None else "the token store holds no class token"
+    else:
+        designs["class_token"] = Fixed(cohort.by_patient(pooled.class_token))
+    means = cohort.tokens if pooled is None else pooled.mean
+    if means is None:
+        absent |= {"mean_tokens": no_store, "pca": no_store}
+    else:
+        designs["mean_tokens"] = Fixed(cohort.by_patient(means))
+        designs["pca"] = Components(means, cohort, rule)
+    if pooled is None:
+        absent["raw_neurons"] = no_store
+    else:
+        designs["raw_neurons"] = RawNeurons(pooled, cohort, rule)
+    types = sorted({label for label in cohort.labels if label is not None})
+    if not types:
+        absent["composition"] = "the cells have no labels"
+    else:
+        shares = np.array([[label == name for name in types] for label in cohort.labels], np.float64)
+        designs["composition"] = Fixed(cohort.by_patient(shares))
+    designs["n_cells"] = Fixed(np.log(np.maximum(cohort.n_cells, 1))[:, None])
+    header = None if extras.files is None else _header(extras.files)
+    if header is None:
+        absent["file_header"] = "the table does not say file_header or file_bytes"
+    else:
+        designs["file_header"] = Fixed(cohort.by_patient(header))
+    return designs, absent
+
+
+def _header(files: pd.DataFrame) -> Floats | None:
+    """A column a header (1 where the cell's file has it) and the log of the file's bytes; None where neither is known."""
+    columns = []
+    if "file_header" in files and files["file_header"].notna().all():
+        text = files["file_header"].astype(str)
+        columns += [(text == value).to_numpy(np.float64) for value in sorted(text.unique())]
+    if "file_bytes" in files and files["file_bytes"].notna().all():
+        columns.append(np.log(files["file_bytes"].to_numpy(np.float64).clip(1)))
+    return np.stack(columns, 1) if columns else None
+
+
+def _quantile(rule: ProfileRule) -> float:
+    """A dimension has no zero that means absent: where concepts count any activity, it counts above its median."""
+    return rule.quantile or 0.5
