@@ -37,7 +37,11 @@ def blocks_of(obs: pd.DataFrame, columns: Sequence[str], n_bins: int) -> Ints:
                 "cells table, with one value a patient."
             )
         values = obs[name].reset_index(drop=True)
-        if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique() > n_bins:
+        if (
+            pd.api.types.is_numeric_dtype(values)
+            and not pd.api.types.is_bool_dtype(values)
+            and values.nunique() > n_bins
+        ):
             values = pd.qcut(values, n_bins, labels=False, duplicates="drop")
         text = values.astype(object)
         keys[name] = text.where(text.notna(), "").astype(str)

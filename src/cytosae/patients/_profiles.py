@@ -103,7 +103,7 @@ class CellValues:
         active = chosen[chosen > 0] @ self._active[chosen > 0]
         # weights are sums of 1/n: the tolerance keeps rounding from deciding which of two cells is the quantile
         wanted = active - chosen.sum() * (1 - quantile + 1e-7)
-        for j in np.flatnonzero(wanted > 0):
+        for j in map(int, np.flatnonzero(wanted > 0)):
             start, end = self._span(j)
             running = np.cumsum(weight[self._owner[start:end]])
             place = min(int(np.searchsorted(running, wanted[j], side="left")), end - start - 1)
@@ -114,7 +114,7 @@ class CellValues:
         """Profiles: share of each patient's cells above `thresholds`, [n_patients, n_latents]; NaN without cells."""
         out = self._active.copy()
         divisor = np.where(self.n_cells > 0, self.n_cells, np.nan)
-        for j in np.flatnonzero(thresholds > 0):
+        for j in map(int, np.flatnonzero(thresholds > 0)):
             start, end = self._span(j)
             first = start + int(np.searchsorted(self._values[start:end], thresholds[j], side="right"))
             out[:, j] = np.bincount(self._owner[first:end], minlength=self.n_patients) / divisor
@@ -167,7 +167,7 @@ def build_profiles(
     """The AnnData of profiles as `profile_patients` describes it; patients whose profile is NaN are not looked at."""
     import anndata
 
-    has_profile = ~np.isnan(shares).any(1)
+    has_profile = np.asarray(~np.isnan(shares).any(axis=1))
     judged = cohort.judged[has_profile[cohort.judged]]
     tested = frequent(shares[judged], rule.min_frequency) if len(judged) else np.zeros(shares.shape[1], bool)
     n_filtered = int((~tested).sum())

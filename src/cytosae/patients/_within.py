@@ -11,6 +11,9 @@ import scipy.sparse as sp
 
 from cytosae.patients._cohort import Cohort, Floats, Ints
 
+#: Values compared with their thresholds at a time.
+_PIECE = 2**24
+
 
 @dataclass(frozen=True)
 class TypeRates:
@@ -58,9 +61,10 @@ class TypeRates:
         np.add.at(shares, (patient[here], kind[here]), weight[here])
         some = cohort.maximum[:, tested]
         threshold = profiles.var["threshold"].to_numpy(np.float64)[tested]
-        carried = sp.csr_matrix(
-            ((some.data > threshold[some.indices]).astype(np.float32), some.indices, some.indptr), shape=some.shape
-        )
+        for start in range(0, some.nnz, _PIECE):
+            piece = slice(start, start + _PIECE)
+            some.data[piece] = some.data[piece] > threshold[some.indices[piece]]
+        carried = sp.csr_matrix(some)
         carried.eliminate_zeros()
         return cls(carried, patient, kind.astype(np.int64), shares, weight)
 
@@ -72,10 +76,13 @@ class TypeRates:
         group[rows] = at
         of_cell = np.where(self.patient >= 0, group[self.patient], -1)
         cells = np.flatnonzero(of_cell >= 0)
-        joint = sp.csr_matrix(
-            (self.weight[cells], (of_cell[cells] * n_types + self.kind[cells], cells)),
-            shape=(len(blocks) * n_types, len(self.patient)),
-        ) @ self.carried
+        joint = (
+            sp.csr_matrix(
+                (self.weight[cells], (of_cell[cells] * n_types + self.kind[cells], cells)),
+                shape=(len(blocks) * n_types, len(self.patient)),
+            )
+            @ self.carried
+        )
         joint = joint.toarray().reshape(len(blocks), n_types, -1)
         out = np.empty((len(rows), self.carried.shape[1]))
         for b in range(len(blocks)):
