@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -22,7 +22,7 @@ from cytosae._errors import CytosaeError, UsageError
 from cytosae.patients._blocks import blocks_of, informative
 from cytosae.patients._cohort import Cohort, Floats, Ints
 from cytosae.patients._effects import benjamini_hochberg, blocked_interval, effect, effect_interval
-from cytosae.patients._permute import permutation_p
+from cytosae.patients._permute import STOP, permutation_p
 from cytosae.patients._within import TypeRates
 
 #: What stands in ``against`` where a diagnosis is compared with all others.
@@ -48,7 +48,8 @@ class DifferentialConfig:
     n_bins: int = 3
     """A blocked column of numbers is cut into so many parts of equal size."""
     stop_after: int | None = None
-    """Random permutations of a concept end when so many were as large; 0: never; None: 500 above a million patients x concepts."""
+    """Random permutations of a concept end when so many were as large; 0: never; None: 500 for the parts of effects, and for
+    effects above 50,000 patients x concepts."""
 
     def __post_init__(self) -> None:
         if self.n_permutations < 1 or self.n_bootstrap < 100:
@@ -157,9 +158,10 @@ def _compare(
     if rates is not None:
         parts["_composition"] = rates.composition(design.rows, block)
         parts["_within"] = X - parts["_composition"]
-        p["_composition"] = permutation_p(parts["_composition"], design.member, config, block).p
+        soon = config if config.stop_after is not None else replace(config, stop_after=STOP)
+        p["_composition"] = permutation_p(parts["_composition"], design.member, soon, block).p
         # types rare on one side make its rates noisier: the spread of the sides differs even where their means do not
-        p["_within"] = permutation_p(parts["_within"], design.member, config, block, studentised=True).p
+        p["_within"] = permutation_p(parts["_within"], design.member, soon, block, studentised=True).p
     tables = []
     for g, (name, against) in enumerate(design.sides):
         inside = design.member[g]

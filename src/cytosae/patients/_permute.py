@@ -17,14 +17,14 @@ from cytosae.patients._cohort import Floats, Ints
 if TYPE_CHECKING:
     from cytosae.patients._differential import DifferentialConfig
 
-#: Labellings, and concepts, at a time.
-_CHUNK, _COLUMNS = 8_192, 1_024
+#: Labellings, the first of them, and concepts, at a time.
+_CHUNK, _FIRST, _COLUMNS = 8_192, 1_024, 1_024
 #: Differences closer than this are ties (profiles are ratios of small whole numbers).
 _TIE = 1e-9
 
 
 #: Patients x concepts above which permutations stop early, and after how many that were as large (where not told).
-_LARGE, _STOP = 1_000_000, 500
+_LARGE, STOP = 50_000, 500
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,17 @@ def permutation_p(
         statistic = _Statistic(centred, free, studentised)
         n_stop = 0 if all_ways else config.stop_after
         if n_stop is None:
-            n_stop = _STOP if X.size > _LARGE else 0
+            n_stop = STOP if X.size > _LARGE else 0
         counter = _Counter(statistic.of(member[groups].astype(np.float64), np.arange(X.shape[1])), n_stop)
         for subsets in _subsets(free, len(X), all_ways, config):
             inside = np.zeros((len(subsets), len(X)))
             np.put_along_axis(inside, subsets, 1.0, axis=1)
             open_ = np.flatnonzero(counter.open.any(0))
+            if not len(open_):
+                break
             for start in range(0, len(open_), _COLUMNS):
                 columns = open_[start : start + _COLUMNS]
                 counter.add(statistic.of(inside, columns), columns)
-            if not len(open_):
-                break
         exact[groups] = all_ways
         # the labelling as it is counts too; among all ways it already does
         extra = np.where(counter.open & (not all_ways), 1, 0)
@@ -163,6 +163,10 @@ def _subsets(free: list[tuple[Ints, int]], n: int, all_ways: bool, config: Diffe
             yield np.fromiter(chain.from_iterable(taken), np.int64, len(taken) * size).reshape(-1, size)
         return
     rng = np.random.Generator(np.random.Philox(key=[config.seed, 2**35 + size]))
-    for start in range(0, config.n_permutations, _CHUNK):
-        keys = rng.random((min(_CHUNK, config.n_permutations - start), n))
+    done = 0
+    while done < config.n_permutations:
+        # few at first: most concepts may stop there
+        n_now = min(max(_FIRST, done), _CHUNK, config.n_permutations - done)
+        done += n_now
+        keys = rng.random((n_now, n))
         yield np.concatenate([rows[np.argpartition(keys[:, rows], k - 1, axis=1)[:, :k]] for rows, k in free], axis=1)
