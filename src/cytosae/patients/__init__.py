@@ -4,14 +4,29 @@ from cytosae.patients._artifact import KIND, VERSION, Patients, read_patients, w
 from cytosae.patients._classify import Classification, ClassifyConfig, classify
 from cytosae.patients._cohort import Cohort, read_cohort
 from cytosae.patients._differential import DifferentialConfig, differential
+from cytosae.patients._driving import concept_cells, driving_cells, driving_patches, hit_cells, strongest_patches
+from cytosae.patients._few import Rarefaction, rarefied_profiles, shrunken_profiles
 from cytosae.patients._linear import Contributions, LinearModel, contributions, load_model
+from cytosae.patients._plots import against_each_other, volcano
 from cytosae.patients._profiles import ProfileRule, profile_patients
+from cytosae.patients._published import published_profiles
+from cytosae.patients._rare import (
+    PLANTED,
+    average_precision,
+    planted_concepts,
+    precision_within_patients,
+    read_annotations,
+    score_annotations,
+)
+from cytosae.patients._sensitivity import sensitivity
 from cytosae.patients._simulate import draw_cohort, simulate_cohort
-from cytosae.patients._spec import CohortSpec, DiagnosisSpec, packaged_specs, parse_spec, read_spec
+from cytosae.patients._spec import BatchSpec, CohortSpec, DiagnosisSpec, packaged_specs, parse_spec, read_spec
 
 __all__ = [
     "KIND",
+    "PLANTED",
     "VERSION",
+    "BatchSpec",
     "Classification",
     "ClassifyConfig",
     "Cohort",
@@ -22,17 +37,34 @@ __all__ = [
     "LinearModel",
     "Patients",
     "ProfileRule",
+    "Rarefaction",
+    "against_each_other",
+    "average_precision",
     "classify",
+    "concept_cells",
     "contributions",
     "differential",
     "draw_cohort",
+    "driving_cells",
+    "driving_patches",
+    "hit_cells",
     "load_model",
     "packaged_specs",
     "parse_spec",
+    "planted_concepts",
+    "precision_within_patients",
     "profile_patients",
+    "published_profiles",
+    "rarefied_profiles",
+    "read_annotations",
     "read_cohort",
     "read_patients",
     "read_spec",
+    "score_annotations",
+    "sensitivity",
+    "shrunken_profiles",
     "simulate_cohort",
+    "strongest_patches",
+    "volcano",
     "write_patients",
 ]
