@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from cytosae.patients import (
     ClassifyConfig,
     Cohort,
     DifferentialConfig,
+    ProfileRule,
     average_precision,
     classify,
     differential,
@@ -182,7 +184,8 @@ def rare(cells: Cells, matrix: CellsByConcepts, sae: Path | None) -> dict[str, A
         planted = planted_concepts(values, is_type[outside])
         best = planted_concepts(values, is_type[outside], least=0.01).iloc[0]
         cohort = cohort_of(frame, matrix)
-        table = differential(profile_patients(cohort), FAST)
+        profiles = profile_patients(cohort)
+        table = differential(profiles, FAST)
         hits = table[(table["q"] < 0.05) & table["diagnosis"].str.contains(" C ")]
         ranked = table[table["diagnosis"].str.contains(" C ")].sort_values(["p", "effect"], ascending=[True, False])
         positive = (frame[column] == kind).to_numpy(bool)
@@ -196,13 +199,26 @@ def rare(cells: Cells, matrix: CellsByConcepts, sae: Path | None) -> dict[str, A
             one = driving_cells(model, cohort, name, title)
             driven[one["row"]] = one["contribution"]
         there = ~np.isnan(driven)
-        traced = hit_cells(table[table["latent"].isin(latents)], profile_patients(cohort), cohort, n_cells=3)
+        by_max = differential(profiles, replace(FAST, layer="max"))
+        by_max = by_max[by_max["diagnosis"].str.contains(" C ")].sort_values(["p", "effect"], ascending=[True, False])
+        strict = differential(profile_patients(cohort, ProfileRule(quantile=0.97)), FAST)
+        strict = strict[strict["diagnosis"].str.contains(" C ") & (strict["q"] < 0.05)]
+        traced = hit_cells(table[table["latent"].isin(latents)], profiles, cohort, n_cells=3)
         of_type = dict(zip(frame["source_cell_id"], positive, strict=True))
         out[kind] = {
             "planted_concepts": len(planted), "best_ap_outside": float(best["average_precision"]),
             "hits_of_the_diagnosis": len(hits), "planted_among_hits": int(planted["latent"].isin(hits["latent"]).sum()),
             "best_rank_of_a_planted_concept": int(np.flatnonzero(ranked["latent"].isin(latents))[0]) + 1
             if ranked["latent"].isin(latents).any() else None,
+            "concepts_tested": len(ranked),
+            "smallest_p_of_a_planted_concept": float(ranked["p"][ranked["latent"].isin(latents)].min()),
+            "hits_by_largest_code": int((by_max["q"] < 0.05).sum()),
+            "planted_among_hits_by_largest_code": int(
+                planted["latent"].isin(by_max["latent"][by_max["q"] < 0.05]).sum()),
+            "hits_at_quantile_0.97": len(strict),
+            "planted_among_hits_at_quantile_0.97": int(planted["latent"].isin(strict["latent"]).sum()),
+            "best_rank_by_largest_code": int(np.flatnonzero(by_max["latent"].isin(latents))[0]) + 1
+            if by_max["latent"].isin(latents).any() else None,
             "ap_of_cells_by_the_concept": average_precision(positive, score),
             "ap_within_patients_by_the_concept": float(
                 precision_within_patients(positive, score, cohort.owner)["average_precision"].mean()),

@@ -12,7 +12,14 @@ import scipy.sparse as sp
 
 from conftest import build, memory_cohort
 from cytosae import CytosaeError
-from cytosae.patients import DifferentialConfig, against_each_other, differential, profile_patients, sensitivity, volcano
+from cytosae.patients import (
+    DifferentialConfig,
+    against_each_other,
+    differential,
+    profile_patients,
+    sensitivity,
+    volcano,
+)
 from cytosae.patients._blocks import blocks_of
 from cytosae.patients._effects import blocked_interval, effect
 from cytosae.patients._permute import permutation_p
@@ -202,9 +209,23 @@ def test_plots_are_told_what_the_table_says():
     assert plane.set_index("latent").loc[0, "shared"] in ("second", "opposite")
     pairs = differential(profile_patients(cohort), replace(QUICK, pairwise=True))
     turned = volcano(pairs, "simulated C", "simulated A").set_index("latent")["effect"]
-    assert np.allclose(turned, -volcano(pairs, "simulated A", "simulated C").set_index("latent")["effect"][turned.index])
+    assert np.allclose(
+        turned, -volcano(pairs, "simulated A", "simulated C").set_index("latent")["effect"][turned.index]
+    )
     with pytest.raises(CytosaeError, match="does not compare"):
         volcano(table, "simulated D")
+
+
+def test_the_largest_code_finds_one_marker_cell_a_patient():
+    cohort = memory_cohort(marked=1)
+    profiles = profile_patients(cohort)
+    table = differential(profiles, replace(QUICK, layer="max"))
+    best = table[table["diagnosis"] == "simulated C"].sort_values("p").iloc[0]
+    assert best["latent"] == 0
+    assert best["effect"] == pytest.approx(best["mean_in"] - best["mean_out"])
+    assert best["effect"] > 10
+    with pytest.raises(CytosaeError, match="did you mean 'max'"):
+        differential(profiles, replace(QUICK, layer="maxx"))
 
 
 def test_the_sensitivity_curve_meets_the_rule_at_its_own_quantile():

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cytosae._errors import CytosaeError, UsageError
+from cytosae._errors import CytosaeError, UsageError, nearest
 from cytosae.patients._blocks import blocks_of, informative
 from cytosae.patients._cohort import Cohort, Floats, Ints
 from cytosae.patients._effects import benjamini_hochberg, blocked_interval, effect, effect_interval
@@ -50,6 +50,9 @@ class DifferentialConfig:
     stop_after: int | None = None
     """Random permutations of a concept end when so many were as large; 0: never; None: 500 for the parts of effects, and for
     effects above 50,000 patients x concepts."""
+
+    layer: str | None = None
+    """What is compared: None: the share of cells that carry the concept; or a layer of the profiles (``max`` for rare cells)."""
 
     def __post_init__(self) -> None:
         if self.n_permutations < 1 or self.n_bootstrap < 100:
@@ -106,22 +109,27 @@ def differential(
     CytosaeError
         Fewer than two diagnoses, or every comparison is confounded with the blocks.
     UsageError
-        No such column to block, or a cohort whose profiles are not these.
+        No such column to block or layer, or a cohort given with what is not a plain share.
     """
     config = config or DifferentialConfig()
     record = json.loads(str(profiles.uns["cytosae"]))
     target = record["target"]
-    if cohort is not None and record.get("adjusted"):
-        raise UsageError("Rarefied or shrunken profiles are not split by cell types; leave out cohort=.")
+    if cohort is not None and (record.get("adjusted") or config.layer is not None):
+        raise UsageError(
+            "Only plain shares are split by cell types, no layers, rarefied or shrunken profiles; leave out cohort=."
+        )
+    if config.layer is not None and config.layer not in profiles.layers:
+        raise UsageError(f"The profiles have no layer {config.layer!r}{nearest(config.layer, list(profiles.layers))}.")
+    values = profiles.X if config.layer is None else profiles.layers[config.layer]
     obs, tested = profiles.obs, np.flatnonzero(profiles.var["tested"].to_numpy(bool))
     names = obs[target].astype(object).to_numpy(object)
-    known = np.array([v not in (None, "") for v in names], bool) & ~np.isnan(np.asarray(profiles.X)[:, :1]).any(1)
+    known = np.array([v not in (None, "") for v in names], bool) & ~np.isnan(np.asarray(values)[:, :1]).any(1)
     judged = np.flatnonzero((obs["n_cells"].to_numpy() > 0) & known)
     judged = judged[np.argsort(obs["patient"].astype(str).to_numpy()[judged])]  # whatever the order of the rows
     classes = sorted(set(names[judged]))
     if len(classes) < 2:
         raise CytosaeError(f"Only one {target} has patients with usable cells; a comparison wants two or more.")
-    X = np.asarray(profiles.X, np.float64)[np.ix_(judged, tested)]
+    X = np.asarray(values, np.float64)[np.ix_(judged, tested)]
     block = blocks_of(obs.iloc[judged], config.block, config.n_bins)
     rates = None if cohort is None else TypeRates.of(cohort, profiles, judged, tested)
     designs = list(_designs(names[judged], classes, config.pairwise))
