@@ -22,9 +22,13 @@ from cytosae.patients import (
 )
 from cytosae.patients._blocks import blocks_of
 from cytosae.patients._effects import blocked_interval, effect
-from cytosae.patients._permute import permutation_p
+from cytosae.patients._permute import Part, permutation_p
 
 QUICK = DifferentialConfig(n_permutations=5_000, n_bootstrap=200)
+
+
+def one(X, member, config, block=None):
+    return permutation_p([Part(X)], member, config, block)[0]
 
 
 def test_pairs_are_the_comparisons_of_two_diagnoses_alone():
@@ -50,7 +54,7 @@ def test_with_blocks_the_exact_test_is_the_enumeration_within_them():
     X = rng.integers(0, 4, (9, 6)) / 4.0
     block = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
     inside = np.array([1, 1, 0, 0, 1, 0, 0, 1, 1], bool)  # block 2 has one side only
-    found = permutation_p(X, inside[None], DifferentialConfig(), block)
+    found = one(X, inside[None], DifferentialConfig(), block)
     assert found.exact[0]
     assert (found.n == 18).all()
     whole = np.abs(effect(X, inside, block))
@@ -61,7 +65,7 @@ def test_with_blocks_the_exact_test_is_the_enumeration_within_them():
             other[[*a, *b, 7, 8]] = True
             count += np.abs(effect(X, other, block)) >= whole - 1e-9
     assert np.allclose(found.p[0], count / 18)
-    drawn = permutation_p(X, inside[None], DifferentialConfig(exact_limit=1, n_permutations=20_000), block)
+    drawn = one(X, inside[None], DifferentialConfig(exact_limit=1, n_permutations=20_000), block)
     assert np.abs(drawn.p - found.p).max() < 0.015
 
 
@@ -142,8 +146,8 @@ def test_stopping_early_gives_the_same_p_but_for_chance():
     rng = np.random.default_rng(4)
     X, inside = rng.normal(size=(30, 200)), (np.arange(30) < 9)[None]
     X[:9, :5] += 2
-    full = permutation_p(X, inside, DifferentialConfig(n_permutations=20_000, stop_after=0))
-    soon = permutation_p(X, inside, DifferentialConfig(n_permutations=20_000, stop_after=400))
+    full = one(X, inside, DifferentialConfig(n_permutations=20_000, stop_after=0))
+    soon = one(X, inside, DifferentialConfig(n_permutations=20_000, stop_after=400))
     assert np.abs(full.p - soon.p).max() < 0.08
     assert np.array_equal(full.p[:, :5], soon.p[:, :5])
     assert soon.n.mean() < 5_000
@@ -193,7 +197,7 @@ def test_rates_noisier_on_one_side_do_not_pass_for_a_change_within():
         joint = np.stack([rng.binomial(n, 0.5), rng.binomial(40 - n, 0.02)], 1) / 40
         within = joint.sum(1) - share @ (joint.sum(0) / np.maximum(share.sum(0), 1e-9))
         config = DifferentialConfig(exact_limit=1, n_permutations=499)
-        hits += permutation_p(within[:, None], inside[None], config, studentised=True).p[0, 0] < 0.05
+        hits += permutation_p([Part(within[:, None], True)], inside[None], config)[0].p[0, 0] < 0.05
     assert hits <= 15
 
 

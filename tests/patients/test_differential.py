@@ -12,16 +12,20 @@ from conftest import memory_cohort
 from cytosae import CytosaeError
 from cytosae.patients import DifferentialConfig, differential, profile_patients
 from cytosae.patients._effects import benjamini_hochberg, effect_interval
-from cytosae.patients._permute import permutation_p
+from cytosae.patients._permute import Part, permutation_p
 
 QUICK = DifferentialConfig(n_permutations=5_000, n_bootstrap=200)
+
+
+def one(X, member, config, block=None):
+    return permutation_p([Part(X)], member, config, block)[0]
 
 
 def test_the_exact_test_is_the_enumeration_by_hand():
     rng = np.random.default_rng(0)
     X = rng.integers(0, 4, (7, 5)) / 4.0
     member = np.array([[1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1]], bool)
-    found = permutation_p(X, member, DifferentialConfig())
+    found = one(X, member, DifferentialConfig())
     p = found.p
     assert found.exact.all()
     assert (found.n == 35).all()
@@ -38,8 +42,8 @@ def test_random_permutations_agree_with_the_exact_test_and_never_give_zero():
     X = np.random.default_rng(1).normal(size=(12, 30))
     X[:6, 0] += 9
     member = (np.arange(12) < 6)[None]
-    exact = permutation_p(X, member, DifferentialConfig())
-    drawn = permutation_p(X, member, DifferentialConfig(exact_limit=10, n_permutations=20_000))
+    exact = one(X, member, DifferentialConfig())
+    drawn = one(X, member, DifferentialConfig(exact_limit=10, n_permutations=20_000))
     assert not drawn.exact.any()
     assert (drawn.n == 20_000).all()
     assert drawn.smallest[0] == 1 / 20_001

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -22,7 +22,7 @@ from cytosae._errors import CytosaeError, UsageError, nearest
 from cytosae.patients._blocks import blocks_of, informative
 from cytosae.patients._cohort import Cohort, Floats, Ints
 from cytosae.patients._effects import benjamini_hochberg, blocked_interval, effect, effect_interval
-from cytosae.patients._permute import STOP, permutation_p
+from cytosae.patients._permute import Part, permutation_p
 from cytosae.patients._within import TypeRates
 
 #: What stands in ``against`` where a diagnosis is compared with all others.
@@ -161,15 +161,13 @@ def _compare(
 ) -> pd.DataFrame:
     X, block = X[design.rows], block[design.rows]
     m = X.shape[1]
-    tested = permutation_p(X, design.member, config, block)
-    parts, p = {"": X}, {"": tested.p}
+    parts = {"": Part(X)}
     if rates is not None:
-        parts["_composition"] = rates.composition(design.rows, block)
-        parts["_within"] = X - parts["_composition"]
-        soon = config if config.stop_after is not None else replace(config, stop_after=STOP)
-        p["_composition"] = permutation_p(parts["_composition"], design.member, soon, block).p
+        composition = rates.composition(design.rows, block)
         # types rare on one side make its rates noisier: the spread of the sides differs even where their means do not
-        p["_within"] = permutation_p(parts["_within"], design.member, soon, block, studentised=True).p
+        parts |= {"_composition": Part(composition), "_within": Part(X - composition, studentised=True)}
+    found = dict(zip(parts, permutation_p(list(parts.values()), design.member, config, block), strict=True))
+    tested = found[""]
     tables = []
     for g, (name, against) in enumerate(design.sides):
         inside = design.member[g]
@@ -185,7 +183,7 @@ def _compare(
             "n_blocks": int(useful.sum()), "exact": bool(tested.exact[g]), "n_permutations": tested.n[g],
         }  # fmt: skip
         for part in ("", "_composition", "_within"):
-            columns[f"effect{part}"] = effect(parts[part], inside, block) if part in parts else np.nan
-            columns[f"p{part}"] = p[part][g] if part in parts else np.nan
+            columns[f"effect{part}"] = effect(parts[part].values, inside, block) if part in parts else np.nan
+            columns[f"p{part}"] = found[part].p[g] if part in parts else np.nan
         tables.append(pd.DataFrame(columns, index=np.arange(m)))
     return pd.concat(tables, ignore_index=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, islice, product
 from math import comb, prod
@@ -24,7 +24,7 @@ _TIE = 1e-9
 
 
 #: Patients x concepts above which permutations stop early, and after how many that were as large (where not told).
-_LARGE, STOP = 50_000, 500
+_LARGE, _STOP = 50_000, 500
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,34 @@ class Permuted:
     exact: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Numbers of patients to test, [n_patients, n_concepts].
+
+    With `studentised` the difference is divided by its standard error (each side with its own spread), so that sides of
+    unequal spread do not pass for a difference (A. Janssen, Statistics & Probability Letters 36, 1997, 9-21).
+    """
+
+    values: Floats
+    studentised: bool = False
+
+
 def permutation_p(
-    X: Floats, member: npt.NDArray[np.bool_], config: DifferentialConfig, block: Ints | None = None, *,
-    studentised: bool = False,
-) -> Permuted:  # fmt: skip
+    parts: Sequence[Part], member: npt.NDArray[np.bool_], config: DifferentialConfig, block: Ints | None = None
+) -> list[Permuted]:
     """Two-sided permutation p of the (blocked) difference of means, groups against rest; NaN where no block has both sides.
 
     Parameters
     ----------
-    X
-        [n_patients, n_concepts].
+    parts
+        What is tested, all with the same permutations.
     member
         bool [n_groups, n_patients].
     config
-        How many permutations, and when to stop early.
+        How many permutations, and when to stop early: where it does not say, never for the first part of up to 50,000
+        patients x concepts, after 500 otherwise.
     block
         Block of each patient: labels are exchanged within blocks only.
-    studentised
-        Divide the difference by its standard error (each side with its own spread), so that sides of unequal spread do
-        not pass for a difference (A. Janssen, Statistics & Probability Letters 36, 1997, 9-21).
 
     Notes
     -----
@@ -66,11 +75,12 @@ def permutation_p(
     Stopping early: when h random permutations were as large, the last being the l-th, p = h / l (J. Besag and P. Clifford,
     Biometrika 78, 1991, 301-304), which is as valid as with all of them.
     """
-    block = np.zeros(len(X), np.int64) if block is None else block
+    n = member.shape[1]
+    block = np.zeros(n, np.int64) if block is None else block
     where = [np.flatnonzero(block == b) for b in np.unique(block)]
-    centred = centre(X, block)
-    shape = (len(member), X.shape[1])
-    p, n_done = np.full(shape, np.nan), np.zeros(shape, np.int64)
+    centred = [centre(part.values, block) for part in parts]
+    shapes = [(len(member), part.values.shape[1]) for part in parts]
+    p, n_done = [np.full(shape, np.nan) for shape in shapes], [np.zeros(shape, np.int64) for shape in shapes]
     least, exact = np.full(len(member), np.nan), np.zeros(len(member), bool)
     inside_of = [tuple(int(inside[rows].sum()) for rows in where) for inside in member]
     for sizes in sorted(set(inside_of)):
@@ -78,29 +88,34 @@ def permutation_p(
         free = [(rows, k) for rows, k in zip(where, sizes, strict=True) if 0 < k < len(rows)]
         if not free:
             continue
-        all_ways = prod(comb(len(rows), k) for rows, k in free) <= config.exact_limit
-        statistic = _Statistic(centred, free, studentised)
-        n_stop = 0 if all_ways else config.stop_after
-        if n_stop is None:
-            n_stop = STOP if X.size > _LARGE else 0
-        counter = _Counter(statistic.of(member[groups].astype(np.float64), np.arange(X.shape[1])), n_stop)
-        for subsets in _subsets(free, len(X), all_ways, config):
-            inside = np.zeros((len(subsets), len(X)))
+        n_ways = prod(comb(len(rows), k) for rows, k in free)
+        all_ways = n_ways <= config.exact_limit
+        counters = [
+            _Counter(_Statistic(x, free, part.studentised), member[groups], 0 if all_ways else _stop(config, i, x.size))
+            for i, (part, x) in enumerate(zip(parts, centred, strict=True))
+        ]
+        for subsets in _subsets(free, n, all_ways, config):
+            inside = np.zeros((len(subsets), n))
             np.put_along_axis(inside, subsets, 1.0, axis=1)
-            open_ = np.flatnonzero(counter.open.any(0))
-            if not len(open_):
+            for counter in counters:
+                counter.add(inside)
+            if not any(counter.open.any() for counter in counters):
                 break
-            for start in range(0, len(open_), _COLUMNS):
-                columns = open_[start : start + _COLUMNS]
-                counter.add(statistic.of(inside, columns), columns)
         exact[groups] = all_ways
-        # the labelling as it is counts too; among all ways it already does
-        extra = np.where(counter.open & (not all_ways), 1, 0)
-        p[groups], n_done[groups] = (counter.count + extra) / (counter.n + extra), counter.n
+        for i, counter in enumerate(counters):
+            # the labelling as it is counts too; among all ways it already does
+            extra = np.where(counter.open & (not all_ways), 1, 0)
+            p[i][groups], n_done[i][groups] = (counter.count + extra) / (counter.n + extra), counter.n
         # with half of every block inside, a labelling and its mirror image are equally far apart
-        ways = 2 if all_ways and all(2 * k == len(rows) for rows, k in free) else 1
-        least[groups] = ways / (counter.n.max() if all_ways else config.n_permutations + 1)
-    return Permuted(p, n_done, least, exact)
+        mirrored = all_ways and all(2 * k == len(rows) for rows, k in free)
+        least[groups] = (1 + mirrored) / (n_ways if all_ways else config.n_permutations + 1)
+    return [Permuted(a, b, least, exact) for a, b in zip(p, n_done, strict=True)]
+
+
+def _stop(config: DifferentialConfig, part: int, size: int) -> int:
+    if config.stop_after is not None:
+        return config.stop_after
+    return _STOP if part or size > _LARGE else 0
 
 
 class _Statistic:
@@ -128,30 +143,35 @@ class _Statistic:
 class _Counter:
     """How many labellings were as large as the observed one, of how many, by group and concept."""
 
-    def __init__(self, observed: Floats, n_stop: int) -> None:
-        self.observed, self.n_stop = observed, n_stop
-        self.count, self.n = np.zeros((2, *observed.shape), np.int64)
-        self.open = np.ones(observed.shape, bool)
+    def __init__(self, statistic: _Statistic, member: npt.NDArray[np.bool_], n_stop: int) -> None:
+        self.statistic, self.n_stop = statistic, n_stop
+        self.observed = statistic.of(member.astype(np.float64), np.arange(statistic.centred.shape[1]))
+        self.count, self.n = np.zeros((2, *self.observed.shape), np.int64)
+        self.open = np.ones(self.observed.shape, bool)
 
-    def add(self, values: Floats, columns: Ints) -> None:
-        """Compare some labellings [n, n_columns] with the observed one; where n_stop is reached, stop at that labelling."""
-        for g in range(len(self.observed)):
-            still = np.flatnonzero(self.open[g, columns])
-            at = columns[still]
-            large = (values if len(still) == len(columns) else values[:, still]) >= self.observed[g, at] * (
-                1 - _TIE
-            ) - _TIE
-            found = large.sum(0)
-            if self.n_stop:
-                full = np.flatnonzero(self.count[g, at] + found >= self.n_stop)
-                wanted = self.n_stop - self.count[g, at[full]]
-                last = (np.cumsum(large[:, full], axis=0, dtype=np.int32) >= wanted).argmax(0)
-                self.count[g, at[full]], self.open[g, at[full]] = self.n_stop, False
-                self.n[g, at[full]] += last + 1
-                rest = np.delete(np.arange(len(at)), full)
-                at, found = at[rest], found[rest]
-            self.count[g, at] += found
-            self.n[g, at] += len(values)
+    def add(self, inside: Floats) -> None:
+        """Compare some labellings with the observed one, in the concepts that have not stopped."""
+        open_ = np.flatnonzero(self.open.any(0))
+        for start in range(0, len(open_), _COLUMNS):
+            columns = open_[start : start + _COLUMNS]
+            values = self.statistic.of(inside, columns)
+            for g in range(len(self.observed)):
+                still = np.flatnonzero(self.open[g, columns])
+                self._count(g, columns[still], values if len(still) == len(columns) else values[:, still])
+
+    def _count(self, g: int, at: Ints, values: Floats) -> None:
+        large = values >= self.observed[g, at] * (1 - _TIE) - _TIE
+        found = large.sum(0)
+        if self.n_stop:
+            full = np.flatnonzero(self.count[g, at] + found >= self.n_stop)
+            wanted = self.n_stop - self.count[g, at[full]]
+            last = (np.cumsum(large[:, full], axis=0, dtype=np.int32) >= wanted).argmax(0)
+            self.count[g, at[full]], self.open[g, at[full]] = self.n_stop, False
+            self.n[g, at[full]] += last + 1
+            rest = np.delete(np.arange(len(at)), full)
+            at, found = at[rest], found[rest]
+        self.count[g, at] += found
+        self.n[g, at] += len(values)
 
 
 def _subsets(free: list[tuple[Ints, int]], n: int, all_ways: bool, config: DifferentialConfig) -> Iterator[Ints]:
