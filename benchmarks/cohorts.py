@@ -237,9 +237,9 @@ def batch(cells: Cells, matrix: CellsByConcepts, sae: Path | None) -> dict[str, 
 
     if sae is None:
         raise SystemExit("--part batch wants --sae")
-    spec = spec_of(group("A", 8), group("B", 8), n=20, batches=[
-        {"name": "one", "share": {"A": 3, "B": 1}},
-        {"name": "two", "share": {"A": 1, "B": 3}, "cast": [1.08, 0.97, 0.9], "blur": 1.0, "jpeg": 40},
+    spec = spec_of(group("A", 16), group("B", 16), n=20, batches=[
+        {"name": "one", "share": {"A": 13, "B": 3}},
+        {"name": "two", "share": {"A": 3, "B": 13}, "cast": [1.08, 0.97, 0.9], "blur": 1.0, "jpeg": 40},
     ])  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -248,8 +248,8 @@ def batch(cells: Cells, matrix: CellsByConcepts, sae: Path | None) -> dict[str, 
         index_concepts(cohort, load_sae(sae), work / "index", store=store, cells_matrix=True)
         profiles = profile_patients(read_cohort(work / "index", cohort))
         out = {"patients": profiles.n_obs, "cells": len(cohort)}
-        exact = DifferentialConfig(n_bootstrap=100, stop_after=500)
-        blocked = DifferentialConfig(n_bootstrap=100, stop_after=500, block=("batch",))
+        exact = FAST
+        blocked = replace(FAST, block=("batch",))
         for name, config in (("not_blocked", exact), ("blocked", blocked)):
             table = differential(profiles, config)
             hits = table["latent"][table["q"] < 0.05]
