@@ -147,7 +147,9 @@ def test_expert_annotations_are_ranked_within_their_patients(study, tmp_path):
     path = annotated(tmp_path, cells.frame)
     frame = cells.frame.set_index("cell_id").loc[cohort.cell_ids]
     scores = {"truth": (frame["fine_label"] == "rare").to_numpy(float), "rare": cohort.maximum[:, [4]].toarray()[:, 0]}
-    table = score_annotations(read_annotations(path), cells, cohort, scores).set_index(["score", "annotation"])
+    table = (
+        score_annotations(read_annotations(path), cells, cohort, scores).set_index(["score", "annotation"]).sort_index()
+    )
     mine = table.loc[("truth", "faggot cell")]
     assert len(mine) == 8  # the patients who have both
     assert (mine["average_precision"] == 1).all()
