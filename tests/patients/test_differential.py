@@ -11,19 +11,25 @@ from scipy import stats
 from conftest import memory_cohort
 from cytosae import CytosaeError
 from cytosae.patients import DifferentialConfig, differential, profile_patients
-from cytosae.patients._differential import benjamini_hochberg, effect_interval, permutation_p
+from cytosae.patients._effects import benjamini_hochberg, effect_interval
+from cytosae.patients._permute import Part, permutation_p
 
 QUICK = DifferentialConfig(n_permutations=5_000, n_bootstrap=200)
+
+
+def one(X, member, config, block=None):
+    return permutation_p([Part(X)], member, config, block)[0]
 
 
 def test_the_exact_test_is_the_enumeration_by_hand():
     rng = np.random.default_rng(0)
     X = rng.integers(0, 4, (7, 5)) / 4.0
     member = np.array([[1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1]], bool)
-    p, smallest, n, exact = permutation_p(X, member, DifferentialConfig())
-    assert exact.all()
-    assert n.tolist() == [35, 35]
-    assert np.allclose(smallest, 1 / 35)
+    found = one(X, member, DifferentialConfig())
+    p = found.p
+    assert found.exact.all()
+    assert (found.n == 35).all()
+    assert np.allclose(found.smallest, 1 / 35)
     for j in range(5):
         real = abs(X[:3, j].mean() - X[3:, j].mean())
         count = sum(
@@ -36,14 +42,14 @@ def test_random_permutations_agree_with_the_exact_test_and_never_give_zero():
     X = np.random.default_rng(1).normal(size=(12, 30))
     X[:6, 0] += 9
     member = (np.arange(12) < 6)[None]
-    exact, smallest, _, _ = permutation_p(X, member, DifferentialConfig())
-    drawn, least, n, is_exact = permutation_p(X, member, DifferentialConfig(exact_limit=10, n_permutations=20_000))
-    assert not is_exact.any()
-    assert n[0] == 20_000
-    assert least[0] == 1 / 20_001
-    assert np.abs(exact - drawn).max() < 0.015
-    assert exact[0, 0] == smallest[0] == 2 / 924
-    assert drawn.min() > 0
+    exact = one(X, member, DifferentialConfig())
+    drawn = one(X, member, DifferentialConfig(exact_limit=10, n_permutations=20_000))
+    assert not drawn.exact.any()
+    assert (drawn.n == 20_000).all()
+    assert drawn.smallest[0] == 1 / 20_001
+    assert np.abs(exact.p - drawn.p).max() < 0.015
+    assert exact.p[0, 0] == exact.smallest[0] == 2 / 924
+    assert drawn.p.min() > 0
 
 
 def test_q_values_are_those_of_benjamini_and_hochberg():

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import build, memory_cohort
 from cytosae.patients import ProfileRule, profile_patients
-from cytosae.patients._profiles import CellValues, read_profiles, write_profiles
+from cytosae.patients._profiles import LAYERS, CellValues, read_profiles, write_profiles
 
 QUANTILES = (0.0, 0.5, 0.9)
 
@@ -26,7 +26,7 @@ def rows(cohort, order):
 def same(a, b):
     assert np.array_equal(a.X, b.X)
     assert np.array_equal(a.var["threshold"], b.var["threshold"])
-    for name in ("patch_share", "mean", "max"):
+    for name in LAYERS:
         assert np.array_equal(a.layers[name], b.layers[name]), name
 
 
@@ -59,6 +59,7 @@ def test_profiles_equal_the_ten_lines_that_define_them(quantile):
             mine = values[cohort.owner == i, j]
             assert profiles.X[i, j] == (mine > threshold).mean()
             assert profiles.layers["max"][i, j] == mine.max()
+            assert profiles.layers["upper"][i, j] == np.quantile(mine, 0.9, method="inverted_cdf")
             assert profiles.layers["mean"][i, j] == pytest.approx(mine.mean() / 4, abs=1e-6)
             assert profiles.layers["patch_share"][i, j] == pytest.approx((mine > 0).mean() / 16, abs=1e-9)
 
@@ -82,7 +83,7 @@ def test_a_patient_without_usable_cells_is_listed_with_an_unknown_profile():
     profiles = profile_patients(without)
     assert profiles.n_obs == 24
     assert np.isnan(profiles.X[5]).all()
-    assert all(np.isnan(profiles.layers[name][5]).all() for name in ("patch_share", "mean", "max"))
+    assert all(np.isnan(profiles.layers[name][5]).all() for name in LAYERS)
     assert not np.isnan(np.delete(profiles.X, 5, 0)).any()
     assert '"patients_without_cells": ["p05"]' in profiles.uns["cytosae"]
 
@@ -94,7 +95,7 @@ def test_profiles_open_in_scanpy_with_unknown_text_kept_apart(tmp_path):
     write_profiles(tmp_path / "p.h5ad", profile_patients(cohort))
     data = scanpy.read_h5ad(tmp_path / "p.h5ad")
     assert data.shape == (24, 60)
-    assert list(data.layers) == ["max", "mean", "patch_share"]
+    assert list(data.layers) == ["max", "mean", "patch_share", "upper"]
     assert data.obs["simulated"].all()
     scanpy.pp.pca(data, n_comps=3)
     back = read_profiles(tmp_path / "p.h5ad")

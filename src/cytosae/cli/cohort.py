@@ -33,15 +33,20 @@ def command() -> None:
 def simulate(spec: str, cells: Path, out: Path, seed: int) -> None:
     """Make simulated patients of real labelled cells, as SPEC says (a YAML or JSON file, or 'demo').
 
-    Every cell is used at most once. Patients and diagnoses are named as simulated wherever they appear.
+    Every cell is used at most once, unless SPEC says reuse. Pictures of batches (colour cast, blur, JPEG, scale) are written
+    beside the table. Patients and diagnoses are named as simulated wherever they appear.
     """
     from cytosae.cells import read_cells
     from cytosae.patients import simulate_cohort
 
     cohort = simulate_cohort(spec, read_cells(cells), out, seed=seed).frame
+    n_cells = cohort["source_cell_id"].nunique()
+    used = "each used once" if n_cells == len(cohort) else f"{n_cells:,} different ones"
+    if "batch" in cohort:
+        used += f"; pictures of {cohort['batch'].nunique()} batches in {out.stem}-images, extract their tokens anew"
     done(
         f"Wrote {out}: {cohort['patient'].nunique()} simulated patients of {cohort['diagnosis'].nunique()} made-up "
-        f"diagnoses, {len(cohort):,} real cells, each used once."
+        f"diagnoses, {len(cohort):,} real cells, {used}."
     )
 
 

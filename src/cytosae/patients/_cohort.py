@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import scipy.sparse as sp
 from cytosae._errors import CytosaeError, UsageError, nearest
 from cytosae.cells import SCHEMA, Cells
 from cytosae.concepts import ConceptIndex, read_cells_by_concepts
+from cytosae.patients._exclude import excluded_latents
 from cytosae.tokens import TokenStore
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+#: Patients whose cells are summed at a time.
+_BLOCK = 64
 #: Sums over cells are kept as integer multiples of this, so that neither order nor repetition of cells changes a mean.
 SCALE = 2.0**-32
 #: Columns that belong to a cell, not to its patient.
@@ -47,6 +51,10 @@ class Cohort:
         float64 [n_cells, d_in]: mean patch token of each cell; None without a token store.
     record
         What else is to be recorded: `simulated`, `n_cells_without_patient`, hashes of the inputs.
+    cell_ids
+        int64 [n_cells]; None for a cohort made in memory.
+    excluded
+        bool [n_latents]: concepts that are neither tested nor fitted (technical ones); None: there are none.
     """
 
     patients: pd.DataFrame
@@ -59,6 +67,8 @@ class Cohort:
     concepts: pd.DataFrame
     tokens: Floats | None = None
     record: dict[str, Any] = field(default_factory=dict)
+    cell_ids: Ints | None = None
+    excluded: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if not self.patients["patient"].is_monotonic_increasing or not self.patients["patient"].is_unique:
@@ -91,22 +101,35 @@ class Cohort:
 
         `values` is dense or sparse [n_cells, n]; gives float64 [n_patients, n], NaN for a patient without cells.
         """
-        n = self.n_cells
-        member = sp.csr_matrix((np.ones(len(self.owner), np.int64), (self.owner, np.arange(len(self.owner)))),
-                               shape=(len(n), len(self.owner)))  # fmt: skip
-        if sp.issparse(values):
-            whole = values.astype(np.float64)
-            whole.data = np.rint(whole.data / SCALE)
-            total = (member @ whole.astype(np.int64)).toarray()
-        else:
-            total = member @ np.rint(np.asarray(values, np.float64) / SCALE).astype(np.int64)
+        total = np.zeros((len(self.patients), values.shape[1]), np.int64)
+        for patients, rows in self.blocks():
+            some = values[rows]
+            n = len(patients)
+            at = self.owner[rows] - patients[0]
+            member = sp.csr_matrix((np.ones(len(rows), np.int64), (at, np.arange(len(rows)))), shape=(n, len(rows)))
+            if sp.issparse(some):
+                whole = np.rint(some.data.astype(np.float64) / SCALE).astype(np.int64)
+                product = member @ sp.csr_matrix((whole, some.indices, some.indptr), shape=some.shape)
+                total[patients] = product.toarray()
+            else:
+                total[patients] = member @ np.rint(np.asarray(some, np.float64) / SCALE).astype(np.int64)
+        n_cells = self.n_cells
         with np.errstate(invalid="ignore"):
-            return np.asarray(np.where(n[:, None] > 0, total / n[:, None], np.nan) * SCALE)
+            return np.asarray(np.where(n_cells[:, None] > 0, total / n_cells[:, None], np.nan) * SCALE)
+
+    def blocks(self, n: int = _BLOCK) -> Iterator[tuple[Ints, Ints]]:
+        """`n` patients (rows of `patients`) at a time with their cells (rows of the matrices), sorted by patient."""
+        order = np.argsort(self.owner, kind="stable")
+        ends = np.concatenate([[0], np.cumsum(self.n_cells)])
+        for start in range(0, len(self.patients), n):
+            stop = min(start + n, len(self.patients))
+            yield np.arange(start, stop), order[ends[start] : ends[stop]]
 
 
 def read_cohort(
-    index: ConceptIndex | Path | str, cells: Cells, store: TokenStore | None = None, *, target: str = "diagnosis"
-) -> Cohort:
+    index: ConceptIndex | Path | str, cells: Cells, store: TokenStore | None = None, *, target: str = "diagnosis",
+    exclude: Sequence[int] | Path | str | None = None,
+) -> Cohort:  # fmt: skip
     """Bring together the cohort's table, its concept index and, for the token baseline, its tokens.
 
     Parameters
@@ -119,6 +142,9 @@ def read_cohort(
         Tokens of these cells.
     target
         Column of `cells` to tell apart, constant within each patient.
+    exclude
+        Concepts to leave out of every test and model: latents, or the ``technical.parquet`` of a scorecard of this
+        dictionary, of which every flagged concept is left out.
 
     Raises
     ------
@@ -155,9 +181,12 @@ def read_cohort(
         "inputs": {"cells": cells.hash, "index": index.hash, **({"tokens": store.hash} if store else {})},
         "sae": index.manifest["inputs"].get("sae"),
     }
+    excluded = None
+    if exclude is not None:
+        excluded, record["excluded"] = excluded_latents(exclude, len(index.concepts), record["sae"])
     return Cohort(
         patients, target, owner.astype(np.int64), matrix.maximum[keep], matrix.mean[keep], matrix.patch_share[keep],
-        labels, index.concepts, tokens, record,
+        labels, index.concepts, tokens, record, matrix.cell_ids[keep], excluded,
     )  # fmt: skip
 
 

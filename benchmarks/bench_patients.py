@@ -1,0 +1,160 @@
+"""Profiles, differential concepts and one L2 fit of a large cohort: seconds of each stage, on the clock and of the processor (all
+threads), and peak memory.
+
+Usage: ``python benchmarks/bench_patients.py [--patients 2000] [--cells 500] [--latents 6144] [--active 100] [--threads 2]
+[--part profiles|differential|l2] [--out benchmarks/results/patients.json]``
+
+Cells are made up: each has about `--active` active concepts, whose frequencies fall as a power of their rank (from one half
+of the cells down); five diagnoses of unequal size, 40 concepts commoner in one of them, ten cell types. Matrices are kept
+as the program reads them (largest code, mean and patch share, each with its own indices). Each part runs in a process of
+its own, whose peak resident size is recorded with the data in it; making the data is not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from bench_decode import machine
+from cytosae.patients import Cohort, DifferentialConfig, ProfileRule, differential, profile_patients
+from cytosae.patients._linear import fit_l2
+from cytosae.patients._profiles import CellValues, build_profiles
+
+PARTS = ("profiles", "differential", "l2")
+SHARES = (0.35, 0.25, 0.2, 0.12, 0.08)
+
+
+def made_up(n_patients: int, n_cells: int, n_latents: int, active: float) -> Cohort:
+    """The cohort."""
+    rng = np.random.default_rng(0)
+    n = n_patients * n_cells
+    weight = np.arange(1, n_latents + 1) ** -0.8
+    frequency = weight * active / weight.sum()
+    for _ in range(20):
+        frequency = np.minimum(frequency, 0.5)
+        frequency *= active / frequency.sum()
+    frequency = np.minimum(frequency, 0.5)
+    owner = np.repeat(np.arange(n_patients), n_cells)
+    classes = rng.permutation(np.repeat(np.arange(5), np.rint(np.array(SHARES) * n_patients).astype(int))[:n_patients])
+    ends, indices, data = [0], [], []
+    for j, f in enumerate(frequency):
+        gaps = rng.geometric(f, int(n * f + 10 * (n * f) ** 0.5 + 10))
+        rows = np.cumsum(gaps, dtype=np.int64) - 1
+        rows = rows[rows < n].astype(np.int32)
+        if j % 150 == 7:  # commoner in one diagnosis: elsewhere a quarter is taken away
+            rows = rows[(classes[owner[rows]] == j % 5) | (rng.random(len(rows)) > 0.25)]
+        indices.append(rows)
+        data.append(rng.gamma(2.0, 1.0, len(rows)).astype(np.float32))
+        ends.append(ends[-1] + len(rows))
+    columns = sp.csc_matrix((np.concatenate(data), np.concatenate(indices), np.array(ends)), shape=(n, n_latents))
+    del data, indices
+    maximum = columns.tocsr()
+    del columns
+    mean, share = maximum.copy(), maximum.copy()
+    mean.data *= 0.25
+    share.data[:] = 1 / 16
+    patients = pd.DataFrame({"patient": [f"p{i:05d}" for i in range(n_patients)], "diagnosis": [f"d{c}" for c in classes],
+                             "n_cells": n_cells, "simulated": True})  # fmt: skip
+    labels = rng.choice([f"type {i}" for i in range(10)], n).astype(object)
+    concepts = pd.DataFrame({"latent": np.arange(n_latents)})
+    return Cohort(patients, "diagnosis", owner, maximum, mean, share, labels, concepts, None, {"simulated": True})
+
+
+def profiles_part(cohort: Cohort, timed: Callable[..., Any]) -> dict[str, Any]:
+    made = timed("profiles", lambda: profile_patients(cohort))
+    values = timed(
+        "sorted values for cross-validation", lambda: CellValues(cohort.maximum, cohort.owner, len(cohort.patients))
+    )
+    train = np.arange(0, len(cohort.patients), 2)
+    thresholds = timed("thresholds of one fold", lambda: values.thresholds(0.9, train))
+    timed("profiles of one fold", lambda: values.shares(thresholds))
+    return {"nonzeros": int(cohort.maximum.nnz), "concepts_tested": int(made.var["tested"].sum()),
+            "thresholds_above_0": int((made.var["threshold"] > 0).sum())}  # fmt: skip
+
+
+def quick_profiles(cohort: Cohort) -> Any:
+    values = CellValues(cohort.maximum, cohort.owner, len(cohort.patients))
+    rule = ProfileRule()
+    thresholds = values.thresholds(rule.quantile)
+    return build_profiles(cohort, rule, values.shares(thresholds), thresholds, {})
+
+
+def differential_part(cohort: Cohort, timed: Callable[..., Any]) -> dict[str, Any]:
+    profiles = quick_profiles(cohort)
+    table = timed("differential, one against rest", lambda: differential(profiles, DifferentialConfig(), cohort=cohort))
+    hits = table[table["q"] < 0.05]
+    return {"tests": len(table), "hits": len(hits), "planted_hit": int((hits["latent"] % 150 == 7).sum()),
+            "hits_within": int((table["q_within"] < 0.05).sum()), "hits_composition": int((table["q_composition"] < 0.05).sum()),
+            "median_permutations": float(table["n_permutations"].median())}  # fmt: skip
+
+
+def l2_part(cohort: Cohort, timed: Callable[..., Any]) -> dict[str, Any]:
+    profiles = quick_profiles(cohort)
+    classes, y = np.unique(cohort.classes.astype(str), return_inverse=True)
+    keep = profiles.var["tested"].to_numpy(bool)
+    X = np.asarray(profiles.X)
+    timed("L2, one fit at one penalty", lambda: fit_l2(X, y, list(classes), [1.0], keep, np.zeros(X.shape[1])))
+    return {"features": int(keep.sum())}
+
+
+def run_part(options: argparse.Namespace) -> dict[str, Any]:
+    cohort = made_up(options.patients, options.cells, options.latents, options.active)
+    seconds: dict[str, float] = {}
+    processor: dict[str, float] = {}
+    print(f"{options.part}: data made, {cohort.maximum.nnz:,} nonzeros", file=sys.stderr)
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        start, used = time.perf_counter(), time.process_time()
+        out = work()
+        seconds[name], processor[name] = round(time.perf_counter() - start, 2), round(time.process_time() - used, 2)
+        print(f"{name}: {seconds[name]} s ({processor[name]} s of the processor)", file=sys.stderr)
+        return out
+
+    part = {"profiles": profiles_part, "differential": differential_part, "l2": l2_part}[options.part]
+    with threadpool_limits(options.threads):
+        found = part(cohort, timed)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {"seconds": seconds, "processor_seconds": processor, "peak_gb": round(peak, 2), **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--patients", type=int, default=2000)
+    parser.add_argument("--cells", type=int, default=500)
+    parser.add_argument("--latents", type=int, default=6144)
+    parser.add_argument("--active", type=float, default=100)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--part", choices=PARTS)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/patients.json"))
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(run_part(options)))
+        return
+    head = [f"--{k}={getattr(options, k)}" for k in ("patients", "cells", "latents", "active", "threads")]
+    parts = {}
+    for part in PARTS:
+        done = subprocess.run(
+            [sys.executable, __file__, f"--part={part}", *head], stdout=subprocess.PIPE, text=True, check=True
+        )
+        parts[part] = json.loads(done.stdout)
+    record = {"machine": machine(), "options": {k: v for k, v in vars(options).items() if k not in ("out", "part")},
+              "parts": parts}  # fmt: skip
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", "utf-8")
+    print(f"Wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
