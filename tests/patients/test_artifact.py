@@ -148,6 +148,27 @@ def test_a_dictionary_from_another_table_is_compared_image_by_image(on_disk, stu
         cells_seen(cells, index, on_disk.sae, cells)
 
 
+def test_flagged_concepts_are_left_out_and_comparisons_are_blocked_and_pairwise(on_disk, study, made, tmp_path, capsys):
+    from test_few import technical
+
+    before = read_patients(made)
+    tested = np.flatnonzero(before.profiles.var["tested"])
+    flags = technical(
+        tmp_path, ConceptIndex(study[1]).manifest["inputs"]["sae"], len(before.profiles.var), tested[:2].tolist()
+    )
+    more = ("--exclude", str(flags), "--pairwise", "--layer", "max")
+    assert run(arguments(on_disk, study, tmp_path / "p", *more)) == 0
+    found = read_patients(tmp_path / "p")
+    assert set(before.differential["latent"]) - set(found.differential["latent"]) == set(tested[:2])
+    assert not set(tested[:2]) & set(np.arange(len(before.profiles.var))[found.model.kept])
+    assert found.manifest["config"]["excluded_by"]
+    assert set(found.differential["against"]) <= set(before.differential["diagnosis"])
+    capsys.readouterr()
+    assert run(arguments(on_disk, study, tmp_path / "q", "--block", "centre")) == 2
+    assert "centre" in capsys.readouterr().err
+    assert not (tmp_path / "q").exists()
+
+
 def test_too_many_folds_end_in_one_sentence_and_leave_nothing_behind(on_disk, study, tmp_path, capsys):
     assert run(arguments(on_disk, study, tmp_path / "p", "--folds", "9")) == 1
     assert "has 8 patients with usable cells, but 9 folds" in capsys.readouterr().err

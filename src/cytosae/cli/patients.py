@@ -36,9 +36,18 @@ from cytosae.cli._common import done, find_cells, verb
               "folds of AML_Hehr.")  # fmt: skip
 @click.option("--models", default="all", show_default=True, metavar="NAME,...",
               help="Models beside the concept profile: all, none (nor few concepts), or some of the names in classification.json.")  # fmt: skip
+@click.option("--exclude", type=click.Path(path_type=Path),
+              help="technical.parquet of 'cytosae evaluate': concepts with a flag in it are neither tested nor fitted.")  # fmt: skip
+@click.option("--block", multiple=True, metavar="COLUMN",
+              help="Compare diagnoses within the values of this column of the patients (batch, centre, sex, age); repeatable.")  # fmt: skip
+@click.option("--pairwise", is_flag=True, help="Compare every diagnosis with every other, not with the rest.")
+@click.option(
+    "--layer", metavar="NAME", help="Compare a layer of the profiles ('max' for rare cells). [default: share of cells]"
+)
 def describe(
     index: Path, target: str, cells: Path | None, tokens: Path | None, sae: Path | None, sae_cells: Path | None, folds: int,
-    repeats: int, quantile: float | None, fixed_folds: Path | None, models: str, out: Path, device: str, seed: int,
+    repeats: int, quantile: float | None, fixed_folds: Path | None, models: str, exclude: Path | None, block: tuple[str, ...],
+    pairwise: bool, layer: str | None, out: Path, device: str, seed: int,
 ) -> None:  # fmt: skip
     """Describe patients by the concepts of their cells, compare diagnoses, and measure how well they are told apart.
 
@@ -69,7 +78,8 @@ def describe(
         sae_cells=read_cells(sae_cells) if sae_cells else None, target=target,
         classification=ClassifyConfig(n_folds=folds, n_repeats=repeats, seed=seed, rule=rule, models=chosen,
                                       n_concepts=sizes),
-        comparison=DifferentialConfig(seed=seed), fixed=read_fixed_folds(fixed_folds) if fixed_folds else None,
+        comparison=DifferentialConfig(seed=seed, block=block, pairwise=pairwise, layer=layer), exclude=exclude,
+        fixed=read_fixed_folds(fixed_folds) if fixed_folds else None,
     )  # fmt: skip
     differences, record = made.differential, made.classification
     f1 = record["models"]["concept_profile"]["metrics"]["macro_f1"]

@@ -24,7 +24,16 @@ from cytosae.patients._linear import LinearModel, load_model, save_model
 from cytosae.patients._plan import FixedFolds
 from cytosae.patients._profiles import profile_patients, read_profiles, write_profiles
 from cytosae.patients._protocol import ClassifyConfig
-from cytosae.storage import Manifest, commit_folder, read_manifest, read_table, same_work, write_json, write_table
+from cytosae.storage import (
+    Manifest,
+    artifact_hash,
+    commit_folder,
+    read_manifest,
+    read_table,
+    same_work,
+    write_json,
+    write_table,
+)
 from cytosae.tokens import TokenStore
 
 KIND, VERSION = "patients", 1
@@ -83,6 +92,7 @@ def write_patients(
     classification: ClassifyConfig | None = None,
     comparison: DifferentialConfig | None = None,
     fixed: FixedFolds | None = None,
+    exclude: Path | str | None = None,
 ) -> Patients:
     """Profiles, differential concepts, classification and final model of a cohort, in one folder.
 
@@ -104,6 +114,8 @@ def write_patients(
         The protocols; `classification.rule` is how profiles are counted.
     fixed
         Folds from files, in place of drawn ones.
+    exclude
+        A ``technical.parquet`` of the same dictionary: concepts with a flag in it are neither tested nor fitted.
 
     Raises
     ------
@@ -117,17 +129,18 @@ def write_patients(
     inputs = {"cells": cells.hash, "index": index.hash, **({"tokens": store.hash} if store else {})}
     config = {"target": target, "classification": asdict(protocol), "differential": asdict(comparison),
               "semantics": "default", "sae_saw_these_cells": seen,
-              "folds_from": fixed.record if fixed else None}  # fmt: skip
+              "folds_from": fixed.record if fixed else None,
+              "excluded_by": artifact_hash(exclude) if exclude else None}  # fmt: skip
     if same_work(out, KIND, inputs, config):
         say(f"patients: {out} is there already")
         return read_patients(out)
-    cohort = read_cohort(index, cells, store, target=target)
+    cohort = read_cohort(index, cells, store, target=target, exclude=exclude)
     with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config) as (folder, extra):
         # first: a cohort too small for it is refused before anything else is done
         result = classify(cohort, protocol, fixed=fixed, extras=read_extras(index, cells, store))
         profiles = profile_patients(cohort, protocol.rule)
         say("patients: differential concepts")
-        table = differential(profiles, comparison, cohort=cohort)
+        table = differential(profiles, comparison, cohort=cohort if comparison.layer is None else None)
         record = json.loads(profiles.uns["cytosae"])
         head = {"simulated": cohort.simulated, "note": SIMULATED if cohort.simulated else None,
                 "sae_saw_these_cells": seen, "patients_without_cells": record["patients_without_cells"],

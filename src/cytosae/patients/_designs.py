@@ -93,12 +93,13 @@ class Profiles:
 
     def __init__(self, cohort: Cohort, rule: ProfileRule) -> None:
         self.values, self.rule = CellValues(cohort.maximum, cohort.owner, len(cohort.patients)), rule
+        self.allowed = np.True_ if cohort.excluded is None else ~cohort.excluded
 
     def features(self, train: Ints) -> Features:
         """Shares of cells above each concept's threshold."""
         thresholds = self.values.thresholds(self.rule.quantile, train)
         X = self.values.shares(thresholds)
-        return X, frequent(X[train], self.rule.min_frequency), thresholds
+        return X, frequent(X[train], self.rule.min_frequency) & self.allowed, thresholds
 
 
 class RawNeurons:

@@ -57,7 +57,8 @@ def cells_seen(
     if sae_cells is not None:
         if sae_cells.hash != manifest["inputs"].get("cells"):
             raise CytosaeError("The table given with --sae-cells is not the one the dictionary was trained on.")
-        seen = usable["sha256"].isin(_chosen(sae_cells, where)["sha256"].dropna())
+        pictures = usable["rendered_from"].fillna(usable["sha256"]) if "rendered_from" in usable else usable["sha256"]
+        seen = pictures.isin(_chosen(sae_cells, where)["sha256"].dropna())
         return _answer(seen, "images compared by sha256")
     if not _same_cells(cells, index, manifest):
         return {**unknown, "how": "trained on another table; give it with --sae-cells"}
