@@ -130,7 +130,7 @@ def write_patients(
     config = {"target": target, "classification": asdict(protocol), "differential": asdict(comparison),
               "semantics": "default", "sae_saw_these_cells": seen,
               "folds_from": fixed.record if fixed else None,
-              "excluded_by": artifact_hash(exclude) if exclude else None}  # fmt: skip
+              "excluded_by": artifact_hash(Path(exclude)) if exclude else None}  # fmt: skip
     if same_work(out, KIND, inputs, config):
         say(f"patients: {out} is there already")
         return read_patients(out)
