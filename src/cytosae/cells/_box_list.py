@@ -12,8 +12,8 @@ from typing import Any
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae.cells._decode import UnreadableImageError
-from cytosae.cells._inspect import Cut
 from cytosae.cells._images import Window
+from cytosae.cells._inspect import Cut
 from cytosae.cells.layouts._entry import Box, Entry
 
 #: left, top, right, bottom in pixels
@@ -71,7 +71,9 @@ def box_windows(boxes: Sequence[Corners], width: int, height: int, factor: float
 
 def _csv_rows(path: Path, text: str) -> list[tuple[str, Sequence[Any]]]:
     try:
-        lines = [(f"line {n}", row) for n, row in enumerate(csv.reader(io.StringIO(text)), 1) if any(v.strip() for v in row)]
+        lines = [
+            (f"line {n}", row) for n, row in enumerate(csv.reader(io.StringIO(text)), 1) if any(v.strip() for v in row)
+        ]
     except csv.Error as error:
         raise CytosaeError(f"{path} is not a CSV file ({error}); give x0,y0,x1,y1 a row.") from error
     head = [v.strip().lower() for v in lines[0][1]] if lines else []
