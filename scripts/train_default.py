@@ -23,7 +23,7 @@ import numpy.typing as npt
 from cytosae import TokenStore, extract_tokens, fit, index_concepts, load_backbone, load_sae, read_cells
 from cytosae._errors import CytosaeError
 from cytosae._progress import enable_progress, say
-from cytosae.cells import Cells, build_cells, bundled_path, select
+from cytosae.cells import Cells, build_cells, bundled_path, select, write_cells
 from cytosae.concepts import (
     Bundle,
     ConceptIndex,
@@ -55,6 +55,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cells", type=Path, help="cells.parquet [default: the bundled cells]")
     parser.add_argument("--tokens", type=Path, help="their packaged DINOv2-S tokens; extracted where not given")
     parser.add_argument("--where", action="append", default=[], help="cells that may be used at all (column=value)")
+    parser.add_argument("--label", action="append", default=[], metavar="OLD=NEW", help="another word for a label")
     parser.add_argument("--hold-out", action="append", default=[], metavar="dataset=NAME", help="kept out of training")
     parser.add_argument("--sae", type=Path, help="an SAE that is there already")
     parser.add_argument("--index", type=Path, help="an index made with the rounded SAE in WORK/sae, and --cells-matrix")
@@ -67,7 +68,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--technical", type=Path, help="technical.parquet of a scorecard of this dictionary")
     parser.add_argument("--scorecard", action="append", default=[], metavar="TITLE=FILE", help="for the model card")
     parser.add_argument("--presentations", type=int, default=2_500_000)
-    parser.add_argument("--reference-cells", type=int, default=1_200)
+    parser.add_argument("--reference-cells", type=int, default=1_500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/default"))
     parser.add_argument("--out", type=Path, default=Path("src/cytosae/bundled/default"))
@@ -79,6 +80,9 @@ def main(given: Sequence[str]) -> None:
     options = arguments(given)
     credits = CREDITS | dict(_pair(text, "--credit") for text in options.credit)
     cells = read_cells(options.cells) if options.cells else build_cells(bundled_path(), options.work / "cells.parquet")
+    cells = _relabelled(
+        cells, dict(_pair(text, "--label") for text in options.label), options.work / "relabelled.parquet"
+    )
     frame = select(cells, options.where)
     for name in sorted(frame["dataset"].astype(str).unique()):
         if not credits.get(name, "").endswith(FREE):
@@ -133,6 +137,19 @@ def main(given: Sequence[str]) -> None:
     print(f"Wrote {out}: {sae.n_latents:,} concepts, {size / 1e6:.1f} MB.")
     if size > LIMIT_BYTES:
         raise CytosaeError(f"{out} has {size:,} bytes, more than {LIMIT_BYTES:,}; take fewer --reference-cells.")
+
+
+def _relabelled(cells: Cells, words: dict[str, str], out: Path) -> Cells:
+    """The same cells, their labels in plain words and alike in all data sets."""
+    unknown = sorted(set(words) - set(cells.frame["label"].dropna()))
+    if unknown:
+        raise CytosaeError(f"No cell has the label {unknown[0]!r} of --label.")
+    if not words:
+        return cells
+    frame = cells.frame.assign(label=cells.frame["label"].replace(words))
+    write_cells(out, frame, root=cells.root, inputs={"cells": cells.hash}, config={"labels": words})
+    made: Cells = read_cells(out)
+    return made
 
 
 def _extract(cells: Cells, out: Path) -> TokenStore:

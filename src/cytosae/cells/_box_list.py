@@ -69,7 +69,7 @@ def box_windows(boxes: Sequence[Corners], width: int, height: int, factor: float
     return windows
 
 
-def _csv_rows(path: Path, text: str) -> list[tuple[str, Sequence[Any]]]:
+def _csv_rows(path: Path, text: str) -> Sequence[tuple[str, Sequence[Any]]]:
     try:
         lines = [
             (f"line {n}", row) for n, row in enumerate(csv.reader(io.StringIO(text)), 1) if any(v.strip() for v in row)

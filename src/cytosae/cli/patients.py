@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cytosae.cli._common import done, find_cells, verb
+from cytosae.cli._common import chosen_sae, done, find_cells, verb
 
 
 @verb("patients", out="The folder of profiles, differential concepts, classification and model to write.")
@@ -21,7 +21,9 @@ from cytosae.cli._common import done, find_cells, verb
     "--tokens", type=click.Path(path_type=Path), help="Tokens of these cells, for the baseline of mean tokens."
 )
 @click.option(
-    "--sae", type=click.Path(path_type=Path), help="The dictionary, to tell whether it was trained on these cells."
+    "--sae",
+    type=click.Path(path_type=Path),
+    help="The dictionary, to tell whether it was trained on these cells. [default: the bundled one, where INDEX is of it]",
 )
 @click.option(
     "--sae-cells", type=click.Path(path_type=Path), help="The table it was trained on, where that is another."
@@ -43,10 +45,13 @@ def command(
     from cytosae.cells import read_cells
     from cytosae.concepts import ConceptIndex
     from cytosae.patients import ClassifyConfig, DifferentialConfig, ProfileRule, write_patients
+    from cytosae.sae import is_bundled
     from cytosae.tokens import TokenStore
 
     rule = ProfileRule() if quantile is None else ProfileRule(quantile=quantile)
     opened = ConceptIndex(index)
+    if sae is not None or is_bundled(opened.manifest["inputs"].get("sae")):
+        sae = chosen_sae(sae, "patients")
     table = read_cells(find_cells(cells, index, opened.manifest["inputs"]["cells"]))
     made = write_patients(
         opened, table, out, store=TokenStore(tokens) if tokens else None, sae=sae,

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-from scipy import stats
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae.cells import Cells
@@ -146,6 +145,8 @@ def captions(
     -------
     ``cluster, column, value, n_with, n, share, share_of_all, lift, p, q``, best first within a cluster; q < 0.05 only
     """
+    from scipy import stats  # takes a second to import
+
     from cytosae.cells import select
 
     frame = select(cells, index.manifest["config"]["where"]).set_index("cell_id")

@@ -15,6 +15,8 @@ from cytosae.storage import read_table
 
 #: Version of the tables `captions` and `technical` of a bundle.
 VERSION = 1
+#: A suggestion stands beside a concept where so many of its exemplars share it; weaker ones are in `Bundle.captions` only.
+SHARED = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Bundle:
         -------
         ``latent, suggestion, suggestion_share, suggestion_lift, suggestion_q, technical``; null where there is nothing
         """
-        best = self.captions.drop_duplicates("latent").set_index("latent").reindex(latents)
+        shared = self.captions[self.captions["share"] >= SHARED]
+        best = shared.drop_duplicates("latent").set_index("latent").reindex(latents)
         text = [
             None if pd.isna(v) else str(v) if c == "label" else f"{str(c).replace('_', ' ')}: {v}"
             for c, v in zip(best["column"], best["value"], strict=True)

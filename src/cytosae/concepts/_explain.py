@@ -164,7 +164,7 @@ def explain_pixels(
     layer = int(sae.info.get("layer", -2)) if layer is None else layer
     if index is None and bundle is not None:
         index = bundle.index
-    tokens = backbone.tokens(backbone.preprocessing.resize(pixels)[None], layer)[0]
+    tokens = backbone.tokens(np.stack([backbone.preprocessing.resize(pixels)]), layer)[0]
     unusual = how_unusual(tokens.cpu().numpy(), backbone, layer)
     codes = sae.encode(tokens[backbone.n_prefix :].to(sae.W_enc.device)).cpu().numpy()
     maximum, patch = codes.max(0), codes.argmax(0)

@@ -32,11 +32,11 @@ Array = npt.NDArray[Any]
 #: Side and JPEG quality of a reference cell's picture; exemplars a concept; captions a concept.
 SIDE, QUALITY, SHOWN, CAPTIONS = 64, 80, 3, 3
 #: A concept's cells are looked for among so many of its exemplars; a label gets at least so many cells.
-_AMONG, _PER_LABEL = 8, 40
+_AMONG, _PER_LABEL = 8, 80
 
 
 def pack_index(index: ConceptIndex, sae: SparseAutoencoder, out: Path) -> None:
-    """Write an index again without its exact sums and without the groups of patients: what is needed to explain.
+    """Write an index again without its exact sums, and of its groups the data sets only: what is needed to explain.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def pack_index(index: ConceptIndex, sae: SparseAutoencoder, out: Path) -> None:
     data = index.manifest.data
     inputs = {k: data["inputs"][k] for k in ("sae", "cells") if k in data["inputs"]} | {"index": index.hash}
     own = ("kind", "version", "created_by", "inputs", "config", "files")
-    kept = index.groups[index.groups["grouping"] != "patient"]
+    kept = index.groups[index.groups["grouping"] == "dataset"]
     tables = {"concepts": index.concepts, "exemplars": index.exemplars, "labels": index.labels, "groups": kept}
     with commit_folder(out, kind=INDEX_KIND, version=INDEX_VERSION, inputs=inputs, config=dict(data["config"])) as (
         folder,
@@ -56,7 +56,7 @@ def pack_index(index: ConceptIndex, sae: SparseAutoencoder, out: Path) -> None:
     ):
         write_tables(folder, tables, inputs)
         extra |= {k: v for k, v in data.items() if k not in own}
-        extra["groups"] = {k: v for k, v in data.get("groups", {}).items() if k != "patient"}
+        extra["groups"] = {"dataset": data.get("groups", {}).get("dataset", [])}
 
 
 def pack_captions(index: ConceptIndex, cells: Cells, out: Path) -> pd.DataFrame:
@@ -85,7 +85,7 @@ def pack_reference(
     *,
     known: KnownCells,
     credits: Mapping[str, str],
-    n_cells: int = 1200,
+    n_cells: int = 1500,
     limit_from: str = "",
 ) -> Reference:
     """Choose and write the reference cells of an index made with ``cells_matrix``.
@@ -125,16 +125,15 @@ def pack_reference(
     })  # fmt: skip
     matrix = read_cells_by_concepts(index.folder)
     at = pd.Series(np.arange(len(matrix.cell_ids)), index=matrix.cell_ids).loc[chosen].to_numpy()
-    frequency = np.maximum(index.concepts["frequency"].to_numpy(np.float64), 2 / max(index.n_cells, 2))
-    weight = -np.log(np.minimum(frequency, 1.0)).astype(np.float32)
-    vectors = shorten(sp.csr_matrix(matrix.maximum[at].multiply(weight[None])))
+    vectors = shorten(sp.csr_matrix(matrix.maximum[at]))
+    centre = np.asarray(matrix.maximum.mean(0)).ravel().astype(np.float32)
     reader, rows = ImageReader(cells.root), frame.loc[chosen]
     thumbs = [small_jpeg(decode_image(reader.read(r.image, r.sha256)).pixels) for r in rows.itertuples()]
     table = pd.DataFrame({
         "cell_id": chosen, "dataset": rows["dataset"].to_numpy(), "label": rows["label"].to_numpy(),
         "credit": rows["dataset"].map(credits).to_numpy(), "thumb": thumbs,
     })  # fmt: skip
-    made = Reference(table, exemplars, vectors, weight, known, index.manifest)
+    made = Reference(table, exemplars, vectors, centre, known, index.manifest)
     inputs = {"sae": index.manifest["inputs"]["sae"], "index": index.hash, "cells": cells.hash}
     write_reference(out, made, inputs, {"n_cells": n_cells}, {
         "credits": dict(credits), "limit_from": limit_from, "backbone": index.manifest.get("backbone"),
@@ -162,7 +161,7 @@ def choose_cells(index: ConceptIndex, frame: pd.DataFrame, n: int) -> Array:
     names = np.unique(groups)
     for name in names:
         mine = np.flatnonzero(groups == name)
-        taken[rng.permutation(mine)[: min(_PER_LABEL, max(1, n // (2 * len(names))))]] = True
+        taken[rng.permutation(mine)[: min(_PER_LABEL, max(1, 2 * n // (3 * len(names))))]] = True
     shown = index.exemplars[index.exemplars["shown"].astype(bool)].sort_values(["latent", "rank"])
     shown = shown.groupby("latent").head(_AMONG)
     at = np.searchsorted(ids, shown["cell_id"].to_numpy(np.int64))
@@ -176,7 +175,7 @@ def choose_cells(index: ConceptIndex, frame: pd.DataFrame, n: int) -> Array:
             break
         taken[best] = True
         wanted -= np.asarray(shows[best].todense()).ravel()
-    return ids[taken]
+    return np.asarray(ids[taken])
 
 
 def small_jpeg(pixels: Array, side: int = SIDE, quality: int = QUALITY) -> bytes:

@@ -15,14 +15,15 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from cytosae._errors import CytosaeError
+from cytosae.cells import decode_image
 from cytosae.concepts._unusual import KnownCells
 from cytosae.storage import Manifest, commit_folder, read_manifest, read_table, write_table
 
 KIND, VERSION = "reference", 1
 #: Columns of a reference cell; `thumb` holds a JPEG file.
 COLUMNS = ("cell_id", "dataset", "label", "credit", "thumb")
-#: Concepts kept of each cell, the strongest by weight.
-KEPT = 96
+#: Concepts kept of each cell, the strongest.
+KEPT = 128
 
 Array = npt.NDArray[Any]
 
@@ -38,9 +39,9 @@ class Reference:
     exemplars
         ``latent, rank, row, value, patch``: for each concept the cells of this set on which it is strongest.
     vectors
-        float32 [n_cells, n_latents], sparse: the largest code over the patches times `weight`, of length one.
-    weight
-        float32 [n_latents]: ``-ln(frequency)``, so that what every cell has makes no two alike.
+        float32 [n_cells, n_latents], sparse: the largest code over the patches, for the `KEPT` largest of each cell.
+    centre
+        float32 [n_latents]: mean of the largest codes over the cells indexed; what lies at it makes no two cells alike.
     known
         How unusual an image is.
     manifest
@@ -50,30 +51,33 @@ class Reference:
     cells: pd.DataFrame
     exemplars: pd.DataFrame
     vectors: sp.csr_matrix
-    weight: Array
+    centre: Array
     known: KnownCells
     manifest: Manifest
 
     def similar(self, maximum: Array, n: int = 6) -> pd.DataFrame:
-        """The cells most similar to one whose largest codes are `maximum` [n_latents], by the cosine of weighted concepts.
+        """The cells most similar to one whose largest codes are `maximum` [n_latents]: the cosine of both, less `centre`.
 
         Returns
         -------
         ``row, cell_id, dataset, label, credit, similarity``, best first
         """
-        vector = shorten(sp.csr_matrix((maximum * self.weight).astype(np.float32)))
-        cosine = np.asarray((self.vectors @ vector.T).todense()).ravel()
+        query = np.asarray(shorten(sp.csr_matrix(maximum.astype(np.float32))).todense()).ravel() - self.centre
+        towards = self.vectors @ query - self.centre @ query
+        cosine = towards / np.maximum(self._lengths * np.linalg.norm(query), 1e-12)
         order = np.argsort(-cosine, kind="stable")[:n]
         found = self.cells.iloc[order][["cell_id", "dataset", "label", "credit"]].reset_index(drop=True)
-        return found.assign(row=order, similarity=cosine[order])[
-            ["row", "cell_id", "dataset", "label", "credit", "similarity"]
-        ]
+        return pd.concat([pd.DataFrame({"row": order}), found.assign(similarity=cosine[order])], axis=1)
+
+    @cached_property
+    def _lengths(self) -> Array:
+        """Length of each cell's vector less `centre`."""
+        squares = np.asarray(self.vectors.multiply(self.vectors).sum(1)).ravel() - 2 * (self.vectors @ self.centre)
+        return np.asarray(np.sqrt(np.maximum(squares + self.centre @ self.centre, 0)))
 
     def thumb(self, row: int) -> Array:
         """Pixels of a reference cell's small picture."""
-        from cytosae.cells import decode_image
-
-        return decode_image(self.cells["thumb"].iloc[row]).pixels
+        return np.asarray(decode_image(self.cells["thumb"].iloc[row]).pixels)
 
     def exemplars_of(self, latent: int) -> pd.DataFrame:
         """Reference cells of a concept, strongest first; none where no cell of the set has it."""
@@ -82,23 +86,20 @@ class Reference:
 
     @cached_property
     def _latents(self) -> Array:
-        return self.exemplars["latent"].to_numpy()
+        return np.asarray(self.exemplars["latent"])
 
 
 def shorten(matrix: sp.csr_matrix, kept: int = KEPT) -> sp.csr_matrix:
-    """The `kept` largest entries of each row, made of length one."""
+    """The `kept` largest positive entries of each row; of equal ones the first."""
     matrix = matrix.tocsr()
-    rows = []
+    rows: list[Array] = []
     for start, stop in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True):
-        values, places = matrix.data[start:stop], matrix.indices[start:stop]
+        values = matrix.data[start:stop]
         best = np.sort(np.argsort(-values, kind="stable")[:kept])
-        best = best[values[best] > 0]
-        length = max(float(np.linalg.norm(values[best])), 1e-12)
-        rows.append((places[best], values[best] / length))
-    indptr = np.cumsum([0, *(len(p) for p, _ in rows)])
-    places = np.concatenate([p for p, _ in rows]) if rows else np.zeros(0, np.int32)
-    values = np.concatenate([v for _, v in rows]) if rows else np.zeros(0, np.float32)
-    return sp.csr_matrix((values.astype(np.float32), places.astype(np.int32), indptr), shape=matrix.shape)
+        rows.append(start + best[values[best] > 0])
+    at = np.concatenate([np.zeros(0, np.int64), *rows])
+    indptr = np.cumsum([0, *map(len, rows)])
+    return sp.csr_matrix((matrix.data[at].astype(np.float32), matrix.indices[at], indptr), shape=matrix.shape)
 
 
 def write_reference(
@@ -112,7 +113,7 @@ def write_reference(
         raise CytosaeError(f"A reference set holds at most 65,535 concepts, not {vectors.shape[1]:,}.")
     arrays = {
         "indptr": vectors.indptr.astype(np.int32), "indices": vectors.indices.astype(np.uint16),
-        "values": vectors.data.astype(np.float16), "weight": reference.weight.astype(np.float32),
+        "values": vectors.data.astype(np.float16), "centre": reference.centre.astype(np.float32),
         **{f"known.{k}": v for k, v in reference.known.to_arrays().items()},
     }  # fmt: skip
     with commit_folder(out, kind=KIND, version=VERSION, inputs=dict(inputs), config=dict(config)) as (folder, extra):
@@ -144,11 +145,11 @@ def read_reference(folder: Path | str) -> Reference:
         arrays = load_file(folder / "reference.safetensors")
         vectors = sp.csr_matrix(
             (arrays["values"].astype(np.float32), arrays["indices"].astype(np.int32), arrays["indptr"]),
-            shape=(len(cells), len(arrays["weight"])),
+            shape=(len(cells), len(arrays["centre"])),
         )
         known = KnownCells.from_arrays(
             {k.removeprefix("known."): v for k, v in arrays.items() if k.startswith("known.")}
         )
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CytosaeError(f"{folder} is not a whole reference set ({error}); make it again.") from error
-    return Reference(cells, exemplars, vectors, arrays["weight"], known, manifest)
+    return Reference(cells, exemplars, vectors, arrays["centre"], known, manifest)

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from cytosae.reports._pictures import HEAT, OUTLINE, raster
+from cytosae.reports._pictures import HEAT, OPAQUE, OUTLINE, raster
 
 #: Ink, faint ink, rules, paper.
 INK, FAINT, RULE, PAPER = "#1b1b1b", "#5f5f5f", "#d4d4d4", "#ffffff"
-_OPAQUE = 0.62
 
 
 @functools.cache
@@ -72,7 +71,7 @@ def square(pixels: npt.NDArray[np.uint8], side: int) -> Image.Image:
 def heated(picture: Image.Image, values: npt.NDArray[Any]) -> Image.Image:
     """A picture under a concept's map: yellow where it is active, a line around what is above half of the largest."""
     side, peak = picture.width, float(values.max())
-    strength = _OPAQUE * np.clip(raster(values, side) / peak, 0, 1) ** 0.8 if peak > 0 else np.zeros((side, side))
+    strength = OPAQUE * np.clip(raster(values, side) / peak, 0, 1) ** 0.8 if peak > 0 else np.zeros((side, side))
     under = np.asarray(picture, dtype=np.float32)
     mixed = under + strength[..., None].astype(np.float32) * (np.array(HEAT, np.float32) - under)
     out = Image.fromarray(np.rint(mixed).astype(np.uint8))

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from cytosae.cells import Window
 from cytosae.concepts import Explanation, Reference, Unusual
 from cytosae.reports._canvas import FAINT, INK, Canvas, font, heated, ink_on, outline, square
-from cytosae.reports._one_cell import COLOURS
+from cytosae.reports._pictures import COLOURS
 from cytosae.storage import commit_file
 
 #: Sides of the cell, of a map, of a small picture; margins; columns of concepts.
@@ -115,7 +115,7 @@ def _concept(
     if isinstance(technical, str) and technical:
         below = f"of the picture rather than the cell? {technical}"
     elif isinstance(getattr(row, "suggestion", None), str) and not isinstance(getattr(row, "name", None), str):
-        below = f"{row.suggestion_share:.0%} of its exemplars, {row.suggestion_lift:.1f} times as often as all cells"
+        below = f"{row.suggestion_share:.0%} of exemplars, {row.suggestion_lift:.1f}x as often as in all"
     elif isinstance(getattr(row, "top_label", None), str):
         below = f"most exemplars: {row.top_label} ({row.top_label_share:.0%})"
     canvas.text(x, y + 48 + _MAP + 6, below, 11, colour=FAINT, width=_MAP)
