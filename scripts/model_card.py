@@ -124,15 +124,16 @@ def _suggestions(bundle: Bundle) -> str:
     """The strongest suggestions, one a concept."""
     captions = bundle.captions
     best = captions.drop_duplicates("latent").sort_values(["q", "lift"], ascending=[True, False], kind="stable")
+    listed = best.groupby(["column", "value"], sort=False).head(3).head(N_SUGGESTED)
     head = (
         f"For {best['latent'].nunique():,} of {bundle.sae.n_latents:,} concepts something is more frequent among the exemplars than among all "
         "cells (one-sided hypergeometric test, Benjamini-Hochberg over all concepts and values, q < 0.05). These are "
-        f"suggestions, not names. The {min(N_SUGGESTED, len(best))} with the smallest q; all of them: `captions.parquet`.\n\n"
+        f"suggestions, not names. Those with the smallest q, at most three a value; all of them: `captions.parquet`.\n\n"
         "| concept | suggestion | exemplars with it | among all cells | lift | q |\n| --- | --- | --- | --- | --- | --- |\n"
     )
     rows = [
         f"| {r.latent} | {str(r.column).replace('_', ' ')}: {r.value} | {r.n_with} of {r.n} | {r.share_of_all:.0%} | {r.lift:.1f} | {r.q:.1g} |"
-        for r in best.head(N_SUGGESTED).itertuples()
+        for r in listed.itertuples()
     ]
     return head + "\n".join(rows) + "\n"
 

@@ -125,8 +125,10 @@ def test_the_command_says_which_dictionary_and_refuses_wrong_boxes(cli: Cli, tre
     assert done.returncode == 0, done.stderr
     assert "with the bundled dictionary" in done.stderr
     assert "1 pictures and explain.json; 1 not like a single blood cell" in done.stdout
-    (tmp_path / "bad.csv").write_text("1,2,3\n")
-    done = cli("explain", tree / "field.png", "--boxes", tmp_path / "bad.csv", "--out", tmp_path / "p")
-    assert done.returncode == 1
-    assert "line 1: '1,2,3' is not a box" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_wrong_boxes_are_refused_before_anything_is_loaded(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("1,2,3\n")
+    with pytest.raises(CytosaeError, match="line 1: '1,2,3' is not a box"):
+        subjects_of([tree / "field.png"], tmp_path / "bad.csv", 1.3)

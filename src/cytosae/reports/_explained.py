@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from cytosae.cells import Window
 from cytosae.concepts import Explanation, Reference, Unusual
-from cytosae.reports._canvas import FAINT, INK, Canvas, font, heated, ink_on, outline, square
-from cytosae.reports._pictures import COLOURS
+from cytosae.reports._canvas import FAINT, INK, Canvas, font, heated, ink_on, square
+from cytosae.reports._pictures import COLOURS, OUTLINE
 from cytosae.storage import commit_file
 
 #: Sides of the cell, of a map, of a small picture; margins; columns of concepts.
@@ -46,11 +46,13 @@ def draw_explanation(explanation: Explanation, reference: Reference | None = Non
     card = _CARD if reference is not None else _CARD - _SMALL - 24
     rows = -(-n // columns)
     left = _CELL + 2 * _GAP
-    height = max(64 + rows * card, 64 + _CELL + (290 if explanation.similar is not None else 70)) + 44
+    height = max(16 + rows * card, 64 + _CELL + (290 if explanation.similar is not None else 70)) + 44
     canvas = Canvas(left + _GAP + columns * (_MAP + _GAP), height)
     canvas.text(_GAP, 16, Path(explanation.image).name, 19, bold=True, width=_CELL)
     size = "{1} x {0} px".format(*explanation.pixels.shape[:2])
-    canvas.text(_GAP, 40, f"{size}; {n} concepts, {explanation.codes_shown:.0%} of all activation", 13, colour=FAINT)
+    canvas.text(
+        _GAP, 40, f"{size}; {n} concepts with {explanation.codes_shown:.0%} of all activation", 13, colour=FAINT
+    )
     canvas.paste(_GAP, 64, marked_cell(explanation))
     y = 64 + _CELL + 14
     if explanation.unusual is not None:
@@ -68,21 +70,33 @@ def draw_explanation(explanation: Explanation, reference: Reference | None = Non
 
 
 def marked_cell(explanation: Explanation, side: int = _CELL) -> Image.Image:
-    """The cell with the outline and the number of each of the first eight concepts."""
+    """The cell, each patch in the colour of the loudest of the first eight concepts, and their numbers where they peak.
+
+    Loudness is the code relative to the concept's largest in this cell; below `OUTLINE` of it a patch keeps its own colour.
+    """
     picture = square(explanation.pixels, side)
-    draw = ImageDraw.Draw(picture)
-    rows, columns = explanation.maps.shape[1:] if len(explanation.maps) else (1, 1)
-    taken: list[tuple[float, float]] = []
-    for values, colour in zip(explanation.maps, COLOURS, strict=False):
-        outline(picture, values, colour)
-    for number, (values, colour) in enumerate(zip(explanation.maps, COLOURS, strict=False), 1):
+    maps = explanation.maps[: len(COLOURS)]
+    if not len(maps):
+        return picture
+    relative = maps / np.maximum(maps.max((1, 2), keepdims=True), 1e-9)
+    loudest = np.where(relative.max(0) >= OUTLINE, relative.argmax(0), -1)
+    colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS], np.float32)
+    layer = Image.fromarray((loudest + 1).astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+    at = np.asarray(layer).astype(int) - 1
+    under = np.asarray(picture, dtype=np.float32)
+    mixed = np.where((at >= 0)[..., None], 0.55 * under + 0.45 * colours[at], under)
+    picture = Image.fromarray(np.rint(mixed).astype(np.uint8))
+    draw, taken = ImageDraw.Draw(picture), list[tuple[float, float]]()
+    rows, columns = maps.shape[1:]
+    for number, (values, colour) in enumerate(zip(maps, COLOURS, strict=False), 1):
         y, x = divmod(int(values.argmax()), columns)
-        at = ((x + 0.5) / columns * side, (y + 0.5) / rows * side)
-        while any(abs(at[0] - a) < 22 and abs(at[1] - b) < 22 for a, b in taken) and at[0] < side - 24:
-            at = (at[0] + 12, at[1])
-        taken.append(at)
-        draw.ellipse((at[0] - 11, at[1] - 11, at[0] + 11, at[1] + 11), fill=colour, outline="#222222")
-        draw.text(at, str(number), fill=ink_on(colour), font=font(13, True), anchor="mm")
+        place = ((x + 0.5) / columns * side, (y + 0.5) / rows * side)
+        place = (min(max(place[0], 13), side - 14), min(max(place[1], 13), side - 14))
+        while any(abs(place[0] - a) < 22 and abs(place[1] - b) < 22 for a, b in taken) and place[0] < side - 26:
+            place = (place[0] + 12, place[1])
+        taken.append(place)
+        draw.ellipse((place[0] - 11, place[1] - 11, place[0] + 11, place[1] + 11), fill=colour, outline="#222222")
+        draw.text(place, str(number), fill=ink_on(colour), font=font(13, True), anchor="mm")
     return picture
 
 
