@@ -9,7 +9,6 @@ plain colours, rendered text, drawn shapes. No network is asked. ``--folder`` ta
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -128,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
