@@ -113,8 +113,9 @@ class KnownCells:
         return Unusual(distance, min(below, 1.0), self.limit)
 
     def to_arrays(self) -> dict[str, Array]:
-        """For a safetensors file; `whiten` in float16, which moves distances by less than a thousandth."""
-        return {"mean": self.mean, "whiten": self.whiten.astype(np.float16), "distances": self.distances,
+        """For a safetensors file; `whiten` in float16 where it fits, which moves distances by less than a thousandth."""
+        fits = bool(np.abs(self.whiten).max() < np.finfo(np.float16).max)
+        return {"mean": self.mean, "whiten": self.whiten.astype(np.float16 if fits else np.float32), "distances": self.distances,
                 "limit": np.array([self.limit], np.float32)}  # fmt: skip
 
     @classmethod
