@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,31 +128,38 @@ def explain_files(
     with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config, resume=True) as (folder, extra):
         state = folder / ".done"
         state.mkdir(exist_ok=True)
-        for number, subject in enumerate(track(subjects, len(subjects), "explain", "images")):
-            kept = state / f"{number:05d}.json"
-            if kept.is_file():
-                made.records.append(json.loads(kept.read_text("utf-8")))
-                continue
-            record: Record = {"image": str(subject.path), "sha256": hashes[subject.path],
-                              "box": list(subject.box) if subject.box else None}  # fmt: skip
-            try:
-                shown = _pixels(subject, pixels)
-            except CytosaeError as error:
-                if subject.named:
-                    raise
-                record["unreadable"] = str(error)
-            else:
-                found = explain_pixels(_title(subject, number), shown, sae, backbone, layer=layer, index=index,
-                                       n_concepts=n_concepts, refuse=not force)  # fmt: skip
-                refused = not force and found.unusual is not None and not found.unusual.is_cell
-                record |= _said(found)
-                if refused and found.unusual is not None:
-                    record["refused"] = found.unusual.words
-                if not refused:
-                    record["picture"] = f"{number:03d}-{subject.path.stem}.png"
-                    save_explanation(found, folder / record["picture"], reference)
-            _keep(kept, record)
-            made.records.append(record)
+        with ThreadPoolExecutor(1) as aside:  # one picture is drawn while the next image goes through the network
+            drawing: Future[None] | None = None
+            for number, subject in enumerate(track(subjects, len(subjects), "explain", "images")):
+                kept = state / f"{number:05d}.json"
+                if kept.is_file():
+                    made.records.append(json.loads(kept.read_text("utf-8")))
+                    continue
+                record: Record = {"image": str(subject.path), "sha256": hashes[subject.path],
+                                  "box": list(subject.box) if subject.box else None}  # fmt: skip
+                try:
+                    shown = _pixels(subject, pixels)
+                except CytosaeError as error:
+                    if subject.named:
+                        raise
+                    record["unreadable"] = str(error)
+                else:
+                    found = explain_pixels(_title(subject, number), shown, sae, backbone, layer=layer, index=index,
+                                           n_concepts=n_concepts, refuse=not force)  # fmt: skip
+                    refused = not force and found.unusual is not None and not found.unusual.is_cell
+                    record |= _said(found)
+                    if refused and found.unusual is not None:
+                        record["refused"] = found.unusual.words
+                    if not refused:
+                        record["picture"] = f"{number:03d}-{subject.path.stem}.png"
+                        if drawing is not None:
+                            drawing.result()
+                        drawing = aside.submit(_draw, found, folder / record["picture"], reference, kept, record)
+                if "picture" not in record:
+                    _keep(kept, record)
+                made.records.append(record)
+            if drawing is not None:
+                drawing.result()
         if not made.count("picture"):
             shutil.rmtree(folder, ignore_errors=True)
             raise _nothing(made, subjects)
@@ -224,6 +232,12 @@ def _nothing(made: Explained, subjects: Sequence[Subject]) -> CytosaeError:
     return CytosaeError(
         f"None of the {len(subjects)} images could be explained (the first: {why}); give pictures of single cells, or --force."
     )
+
+
+def _draw(found: Explanation, path: Path, reference: Reference | None, kept: Path, record: Record) -> None:
+    """Draw one picture, then keep its record."""
+    save_explanation(found, path, reference)
+    _keep(kept, record)
 
 
 def _keep(path: Path, record: Record) -> None:

@@ -36,7 +36,7 @@ def save_explanation(explanation: Explanation, path: Path, reference: Reference 
         Where the pictures of similar cells and of exemplars come from; without it there are none.
     """
     with commit_file(path) as temporary:
-        draw_explanation(explanation, reference).save(temporary, "PNG", compress_level=3)
+        draw_explanation(explanation, reference).save(temporary, "PNG", compress_level=1)
 
 
 def draw_explanation(explanation: Explanation, reference: Reference | None = None) -> Image.Image:
