@@ -80,17 +80,19 @@ class BackboneInfo:
 
 
 def _build_packaged(request: Request) -> Built:
-    import timm
+    import torch
     from safetensors.torch import load_file
 
+    from cytosae.backbones._plain_vit import PlainViT
     from cytosae.storage import hash_file
 
     if request.weights or request.heads or request.image_size:
         raise UsageError("dinov2-s is one known network; for a file of your own use --backbone dinov2 --weights FILE.")
     path = packaged_weights()
-    model = timm.create_model("vit_small_patch14_dinov2", img_size=224, num_classes=0)
+    with torch.device("meta"):  # no random numbers are drawn for weights that are read anyway
+        model = PlainViT()
     try:
-        model.load_state_dict(load_file(path), strict=True)
+        model.load_state_dict(load_file(path), strict=True, assign=True)
     except RuntimeError as error:
         raise CytosaeError(f"{path} does not fit the network; delete it and run the command again.") from error
     return Built(model, hash_file(path), Preprocessing(), request.name)

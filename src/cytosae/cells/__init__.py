@@ -1,6 +1,7 @@
 """Cells: manifests, data set layouts, decoding, quarantine, near duplicates, splits."""
 
 from cytosae.cells._audit import Audit, audit_cells
+from cytosae.cells._box_list import Corners, box_windows, read_boxes
 from cytosae.cells._build import Built, build_cells, build_table
 from cytosae.cells._decode import Decoded, UnreadableImageError, decode_image
 from cytosae.cells._foreground import cell_share_of_patches, estimate_cell
@@ -11,7 +12,7 @@ from cytosae.cells._page import write_page
 from cytosae.cells._resize import read_resized
 from cytosae.cells._split import parse_parts, split_cells
 from cytosae.cells._table import BUNDLED_ROOT, SCHEMA, Cells, read_cells, select, write_cells
-from cytosae.cells.layouts import LAYOUTS, LayoutOptions
+from cytosae.cells.layouts import LAYOUTS, LayoutOptions, image_paths
 
 __all__ = [
     "BUNDLED_ROOT",
@@ -20,6 +21,7 @@ __all__ = [
     "Audit",
     "Built",
     "Cells",
+    "Corners",
     "Cut",
     "Decoded",
     "ImageParquet",
@@ -28,14 +30,17 @@ __all__ = [
     "UnreadableImageError",
     "Window",
     "audit_cells",
+    "box_windows",
     "build_cells",
     "build_table",
     "bundled_path",
     "cell_share_of_patches",
     "decode_image",
     "estimate_cell",
+    "image_paths",
     "merge_cells",
     "parse_parts",
+    "read_boxes",
     "read_cells",
     "read_resized",
     "select",

@@ -116,6 +116,24 @@ def find_cells(given: Path | None, beside: Path, wanted: str) -> Path:
     raise UsageError(f"The table that {beside} was made from does not lie beside it; give it with --cells.")
 
 
+def chosen_sae(given: Path | None, verb: str) -> Path:
+    """The dictionary given, or the bundled one, with a line that says so.
+
+    Raises
+    ------
+    CytosaeError
+        None is given, and the package holds none.
+    """
+    from cytosae._progress import say
+    from cytosae.sae import bundled_folder, find_sae
+
+    if given is not None:
+        return find_sae(given)
+    folder = bundled_folder()
+    say(f"{verb}: with the bundled dictionary (its card: {folder / 'MODEL_CARD.md'}); another one with --sae")
+    return folder / "sae"
+
+
 def done(text: str) -> None:
     """The last line of a verb: what was written."""
     print(text, file=sys.stdout, flush=True)

@@ -3,78 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from cytosae._errors import UsageError
-from cytosae.cli._common import done, verb
+from cytosae.cli._common import chosen_sae, done, verb
 
 
 @verb("explain", out="The folder for the pictures and explain.json.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--sae", type=click.Path(path_type=Path), required=True, help="The dictionary (an SAE folder).")
+@click.option(
+    "--sae", type=click.Path(path_type=Path), help="The dictionary (an SAE folder). [default: the bundled one]"
+)
 @click.option(
     "--index",
     type=click.Path(path_type=Path),
-    help="A concept index: ranks by rarity too, and says what is known of each concept.",
+    help="A concept index: ranks by rarity too, and says what is known of each concept. [default: the bundled one's]",
 )
+@click.option("--boxes", type=click.Path(path_type=Path),
+              help="IMAGES is one smear field: its cells, x0,y0,x1,y1 in pixels a row (CSV or JSON).")  # fmt: skip
+@click.option("--box-factor", type=float, default=1.3, show_default=True,
+              help="Side of the square around a box, as a multiple of its longer side.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Also explain what does not look like a single blood cell.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Weight file of the backbone, where it came from one.")
 @click.option("--concepts", type=click.IntRange(1, 64), default=7, show_default=True, help="Concepts an image.")
 def command(
-    images: tuple[Path, ...],
-    sae: Path,
-    index: Path | None,
-    weights: Path | None,
-    concepts: int,
-    out: Path,
-    device: str,
-    seed: int,
-) -> None:
-    """Show which concepts each of IMAGES carries, and where: one picture an image, and explain.json."""
-    from cytosae._progress import track
-    from cytosae.concepts import ConceptIndex, backbone_of, explain, names_path
-    from cytosae.reports import save_explanation
-    from cytosae.sae import load_sae
-    from cytosae.storage import artifact_hash, commit_folder, hash_file
+    images: tuple[Path, ...], sae: Path | None, index: Path | None, boxes: Path | None, box_factor: float, force: bool,
+    weights: Path | None, concepts: int, out: Path, device: str, seed: int,
+) -> None:  # fmt: skip
+    """Show which concepts each of IMAGES (files or folders) carries, and where: one picture an image, and explain.json.
 
-    dictionary = load_sae(sae, device=device)
-    known = ConceptIndex(index) if index else None
+    What does not look like a single blood cell is left out, and the last line says so. Interrupted, it goes on where it
+    stopped when called again.
+    """
+    from cytosae.concepts import ConceptIndex, backbone_of, load_bundle
+    from cytosae.reports import explain_files, subjects_of
+    from cytosae.sae import is_bundled, load_sae
+
+    subjects = subjects_of(images, boxes, box_factor)
+    dictionary = load_sae(chosen_sae(sae, "explain"), device=device)
+    bundle = load_bundle() if is_bundled(dictionary.hash) else None
+    known = ConceptIndex(index) if index else bundle.index if bundle else None
     if known and known.manifest["inputs"].get("sae") not in (None, dictionary.hash):
-        raise UsageError(f"{index} is not an index of {sae}; give the dictionary it was made with.")
-    backbone, layer = backbone_of(dictionary, device, weights)
-    records: list[dict[str, Any]] = []
-    inputs = {"sae": dictionary.hash, **({"index": known.hash} if known else {})}
-    if known and names_path(known).exists():
-        inputs["names"] = artifact_hash(names_path(known))
-    with commit_folder(out, kind="explanations", version=1, inputs=inputs, config={"concepts": concepts}) as (
-        folder,
-        extra,
-    ):
-        for number, image in enumerate(track(images, len(images), "explain", "images")):
-            found = explain(image, dictionary, backbone, layer=layer, index=known, n_concepts=concepts)
-            name = f"{number:03d}-{image.stem}.png"
-            save_explanation(found, folder / name)
-            table = found.concepts.astype(object).where(found.concepts.notna(), None)
-            records.append({
-                "image": str(image), "sha256": hash_file(image), "picture": name, "codes_shown": found.codes_shown,
-                "concepts": [
-                    {**{k: _plain(v) for k, v in row.items()}, "map": found.maps[i].round(5).tolist()}
-                    for i, row in enumerate(table.to_dict("records"))
-                ],
-            })  # fmt: skip
-        _write(
-            folder / "explain.json", {"notice": "Research use only.", "grid": list(backbone.grid), "images": records}
+        raise UsageError(
+            f"{index} is not an index of {sae or 'the bundled dictionary'}; give the dictionary it was made with."
         )
-        extra["n_images"] = len(records)
-    done(f"Wrote {out}: {len(records)} pictures and explain.json.")
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
-def _write(path: Path, value: Any) -> None:
-    import json
-
-    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    backbone, layer = backbone_of(dictionary, device, weights)
+    made = explain_files(
+        subjects, out, dictionary, backbone, layer, index=known, reference=bundle.reference if bundle else None,
+        n_concepts=concepts, force=force,
+    )  # fmt: skip
+    text = f"Wrote {out}: {made.count('picture')} pictures and explain.json"
+    if made.count("refused"):
+        text += f"; {made.count('refused')} not like a single blood cell, not explained (--force explains them)"
+    if made.count("unreadable"):
+        text += f"; {made.count('unreadable')} could not be read"
+    done(text + ".")

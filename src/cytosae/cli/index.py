@@ -6,12 +6,15 @@ from pathlib import Path
 
 import click
 
-from cytosae.cli._common import done, verb, where_option
+from cytosae._errors import CytosaeError, UsageError
+from cytosae.cli._common import chosen_sae, done, verb, where_option
 
 
 @verb("index", out="The concept index (a folder) to write.")
 @click.argument("cells", type=click.Path(path_type=Path))
-@click.option("--sae", type=click.Path(path_type=Path), required=True, help="The dictionary (an SAE folder).")
+@click.option(
+    "--sae", type=click.Path(path_type=Path), help="The dictionary (an SAE folder). [default: the bundled one]"
+)
 @click.option(
     "--tokens",
     multiple=True,
@@ -29,7 +32,7 @@ from cytosae.cli._common import done, verb, where_option
               help="cytosae-2025: as the published code counts, class token and means included.")  # fmt: skip
 @where_option
 def command(
-    cells: Path, sae: Path, tokens: tuple[Path, ...], weights: Path | None, exemplars: int, cells_matrix: bool, pooling: str,
+    cells: Path, sae: Path | None, tokens: tuple[Path, ...], weights: Path | None, exemplars: int, cells_matrix: bool, pooling: str,
     thresholds: tuple[float, ...], semantics: str, where: tuple[str, ...], out: Path, device: str, seed: int,
 ) -> None:  # fmt: skip
     """Find the exemplars, the statistics and the labels of every concept over CELLS (a cells.parquet).
@@ -37,16 +40,25 @@ def command(
     Interrupted, it goes on from the last whole shard when called again.
     """
     from cytosae.cells import read_cells
-    from cytosae.concepts import index_concepts, merged_sources
+    from cytosae.concepts import check_tokens, index_concepts, merged_sources
     from cytosae.sae import load_sae
     from cytosae.storage import read_parquet_record
     from cytosae.tokens import TokenStore
 
-    table, dictionary = read_cells(cells), load_sae(sae, device=device)
+    table, dictionary = read_cells(cells), load_sae(chosen_sae(sae, "index"), device=device)
+    stores = [TokenStore(path) for path in tokens]
+    if sae is None:
+        try:
+            for store in stores:
+                check_tokens(dictionary, store)
+        except CytosaeError as error:
+            raise UsageError(
+                f"The bundled dictionary does not fit these tokens; give the one that does with --sae. ({error})"
+            ) from error
     record = read_parquet_record(cells / "cells.parquet" if cells.is_dir() else cells)
     sources = merged_sources(record)
     index = index_concepts(
-        table, dictionary, out, store=[TokenStore(path) for path in tokens], where=where, n_exemplars=exemplars,
+        table, dictionary, out, store=stores, where=where, n_exemplars=exemplars,
         cells_matrix=pooling if cells_matrix else False, thresholds=thresholds, semantics=semantics, sources=sources,
         device=device, weights=weights,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import click
 
-from cytosae.cli._common import done, find_cells, verb
+from cytosae.cli._common import chosen_sae, done, find_cells, verb
 
 
 @verb("patients", out="The folder of profiles, differential concepts, classification and model to write.")
@@ -20,7 +20,9 @@ from cytosae.cli._common import done, find_cells, verb
 )
 @click.option("--tokens", type=click.Path(path_type=Path), help="Tokens of these cells, for the models made of tokens.")
 @click.option(
-    "--sae", type=click.Path(path_type=Path), help="The dictionary, to tell whether it was trained on these cells."
+    "--sae",
+    type=click.Path(path_type=Path),
+    help="The dictionary, to tell whether it was trained on these cells. [default: the bundled one, where INDEX is of it]",
 )
 @click.option(
     "--sae-cells", type=click.Path(path_type=Path), help="The table it was trained on, where that is another."
@@ -66,12 +68,15 @@ def describe(
         read_fixed_folds,
         write_patients,
     )
+    from cytosae.sae import is_bundled
     from cytosae.tokens import TokenStore
 
     sizes = () if models == "none" else ClassifyConfig.n_concepts
     rule = ProfileRule() if quantile is None else ProfileRule(quantile=quantile)
     chosen = {"all": MODELS, "none": ("majority",)}.get(models, (*filter(None, models.split(",")), "majority"))
     opened = ConceptIndex(index)
+    if sae is not None or is_bundled(opened.manifest["inputs"].get("sae")):
+        sae = chosen_sae(sae, "patients")
     table = read_cells(find_cells(cells, index, opened.manifest["inputs"]["cells"]))
     made = write_patients(
         opened, table, out, store=TokenStore(tokens) if tokens else None, sae=sae,

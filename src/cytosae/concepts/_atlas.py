@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-from scipy import stats
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae.cells import Cells
@@ -146,26 +145,28 @@ def captions(
     -------
     ``cluster, column, value, n_with, n, share, share_of_all, lift, p, q``, best first within a cluster; q < 0.05 only
     """
+    from scipy import stats  # takes a second to import
+
     from cytosae.cells import select
 
     frame = select(cells, index.manifest["config"]["where"]).set_index("cell_id")
     shown = index.exemplars[index.exemplars["shown"].astype(bool)]
     of_latent = pd.Series(cluster, index=latents)
     shown = shown[shown["latent"].isin(latents)]
-    owner = shown["latent"].map(of_latent)
-    rows: list[dict[str, Any]] = []
+    pairs = pd.DataFrame({"cluster": shown["latent"].map(of_latent), "cell_id": shown["cell_id"]}).drop_duplicates()
+    names = ["cluster", "column", "value", "n_with", "n", "share", "share_of_all", "lift", "p"]
+    parts: list[pd.DataFrame] = []
     for column in (c for c in columns if c in frame and frame[c].notna().any()):
         known = frame[column].dropna().astype(str)
         totals = known.value_counts()
-        for number, ids in shown.groupby(owner)["cell_id"]:
-            mine = known.reindex(ids.unique()).dropna()
-            for value, n_with in mine.value_counts().items():
-                p = float(stats.hypergeom.sf(n_with - 1, len(known), totals[value], len(mine)))
-                share, everywhere = n_with / len(mine), totals[value] / len(known)
-                rows.append({"cluster": int(number), "column": column, "value": value, "n_with": int(n_with), "n": len(mine),
-                             "share": share, "share_of_all": everywhere, "lift": share / everywhere, "p": p})  # fmt: skip
-    names = ["cluster", "column", "value", "n_with", "n", "share", "share_of_all", "lift", "p"]
-    table = pd.DataFrame(rows, columns=names)
+        mine = pairs.assign(value=pairs["cell_id"].map(known)).dropna(subset="value")
+        part = mine.groupby(["cluster", "value"]).size().rename("n_with").reset_index()
+        part["column"], part["n"] = column, part["cluster"].map(mine.groupby("cluster").size())
+        part["share"], part["share_of_all"] = part["n_with"] / part["n"], part["value"].map(totals) / len(known)
+        part["lift"] = part["share"] / part["share_of_all"]
+        part["p"] = stats.hypergeom.sf(part["n_with"] - 1, len(known), part["value"].map(totals), part["n"])
+        parts.append(part[names])
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names)
     table["q"] = stats.false_discovery_control(table["p"]) if len(table) else pd.Series(dtype=float)
     table = table[(table["q"] < 0.05) & (table["lift"] > 1)]
     return table.sort_values(["cluster", "p", "lift"], ascending=[True, True, False], ignore_index=True)

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-from scipy import stats
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae.concepts._index import ConceptIndex
@@ -46,6 +45,8 @@ def agreement(a: ConceptIndex, b: ConceptIndex) -> dict[str, Any]:
     ``entropy_correlation`` (Spearman, of the relative entropies); ``same_top_label``: share of the concepts whose exemplars in both
     carry a majority label, that is the same one (None where the sets share no label). A number that cannot be had is None.
     """
+    from scipy import stats  # takes a second to import
+
     x, y = (i.concepts["frequency"].to_numpy(np.float64) for i in (a, b))
     jaccard = {}
     for level in LEVELS:

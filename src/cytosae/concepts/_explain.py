@@ -13,9 +13,12 @@ import pandas as pd
 from cytosae._errors import CytosaeError
 from cytosae.backbones import Backbone
 from cytosae.cells import UnreadableImageError, cell_share_of_patches, decode_image, estimate_cell
+from cytosae.concepts._bundle import Bundle, load_bundle
 from cytosae.concepts._index import ConceptIndex
 from cytosae.concepts._names import named_concepts
-from cytosae.sae import SparseAutoencoder
+from cytosae.concepts._stream import backbone_of
+from cytosae.concepts._unusual import Unusual, unusual_token
+from cytosae.sae import SparseAutoencoder, is_bundled
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,17 @@ class Explanation:
     concepts
         One row a concept, best first: ``latent``, ``value`` (largest code over the patches), ``patch``,
         ``n_patches``, ``score``; with an index also what the index says of it, and its ``name`` and ``named_by`` where
-        ``names.parquet`` lies beside it.
+        ``names.parquet`` lies beside it; with the bundled dictionary also ``suggestion`` (a caption from enrichment, no
+        name), ``suggestion_share``, ``suggestion_lift``, ``suggestion_q`` and ``technical`` (flags).
     maps
         float32 [len(concepts), rows, columns]: code on each patch.
     codes_shown
         Share of the sum of all codes that the listed concepts carry.
+    similar
+        Bundled dictionary: the most similar reference cells (see `Reference.similar`).
+    unusual
+        Backbone of the bundled dictionary: how unusual the image is. What is no cell is explained all the same here; look at
+        ``unusual.is_cell``.
     """
 
     image: str
@@ -43,6 +52,8 @@ class Explanation:
     concepts: pd.DataFrame
     maps: npt.NDArray[np.float32]
     codes_shown: float
+    similar: pd.DataFrame | None = None
+    unusual: Unusual | None = None
 
 
 def rank_concepts(
@@ -78,14 +89,41 @@ def rank_concepts(
 
 def explain(
     image: Path | str,
-    sae: SparseAutoencoder,
-    backbone: Backbone,
+    sae: SparseAutoencoder | None = None,
+    backbone: Backbone | None = None,
     *,
-    layer: int = -2,
+    layer: int | None = None,
     index: ConceptIndex | None = None,
     n_concepts: int = 8,
 ) -> Explanation:
     """Explain one image file.
+
+    Parameters
+    ----------
+    image
+        The file.
+    sae
+        The dictionary; the bundled one where None.
+    backbone
+        Its backbone, loaded where None; load it once for many images.
+    layer
+        The block the dictionary reads; what it says of itself where None.
+    index
+        Where frequencies and labels come from; the bundled one where the dictionary is the bundled one.
+    n_concepts
+        How many concepts at most.
+
+    Raises
+    ------
+    CytosaeError
+        The file is missing or cannot be read whole.
+    """
+    pixels = read_pixels(image)
+    return explain_pixels(str(image), pixels, sae, backbone, layer=layer, index=index, n_concepts=n_concepts)
+
+
+def read_pixels(image: Path | str) -> npt.NDArray[np.uint8]:
+    """Pixels of an image file.
 
     Raises
     ------
@@ -94,30 +132,45 @@ def explain(
     """
     path = Path(image)
     try:
-        pixels = decode_image(path.read_bytes()).pixels
+        return decode_image(path.read_bytes()).pixels
     except OSError as error:
         raise CytosaeError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     except UnreadableImageError as error:
         raise CytosaeError(f"{path}: {error}; give an image file (JPEG, PNG, TIFF, BMP).") from error
-    return explain_pixels(str(path), pixels, sae, backbone, layer=layer, index=index, n_concepts=n_concepts)
 
 
 def explain_pixels(
     name: str,
     pixels: npt.NDArray[np.uint8],
-    sae: SparseAutoencoder,
-    backbone: Backbone,
+    sae: SparseAutoencoder | None = None,
+    backbone: Backbone | None = None,
     *,
-    layer: int = -2,
+    layer: int | None = None,
     index: ConceptIndex | None = None,
     n_concepts: int = 8,
+    refuse: bool = False,
 ) -> Explanation:
-    """Explain decoded pixels, uint8 [height, width, 3]."""
-    tokens = backbone.tokens(backbone.preprocessing.resize(pixels)[None], layer)[0]
+    """Explain decoded pixels, uint8 [height, width, 3]; otherwise as `explain`.
+
+    With `refuse`, what is no cell is not explained: no concepts, no similar cells, only how unusual it is.
+    """
+    bundle = fitting_bundle(sae)
+    if sae is None:
+        bundle = bundle or load_bundle()
+        sae = bundle.sae
+    if backbone is None:
+        backbone, own_layer = backbone_of(sae, str(sae.W_enc.device))
+        layer = own_layer if layer is None else layer
+    layer = int(sae.info.get("layer", -2)) if layer is None else layer
+    if index is None and bundle is not None:
+        index = bundle.index
+    tokens = backbone.tokens(np.stack([backbone.preprocessing.resize(pixels)]), layer)[0]
+    unusual = how_unusual(tokens.cpu().numpy(), backbone, layer)
     codes = sae.encode(tokens[backbone.n_prefix :].to(sae.W_enc.device)).cpu().numpy()
     maximum, patch = codes.max(0), codes.argmax(0)
+    refused = refuse and unusual is not None and not unusual.is_cell
     score = rank_concepts(codes, cell_share_of_patches(estimate_cell(pixels), backbone.grid), index)
-    latents = np.argsort(-score, kind="stable")[:n_concepts]
+    latents = np.argsort(-score, kind="stable")[: 0 if refused else n_concepts]
     latents = latents[(maximum[latents] > 0) & (score[latents] > 0)]
     table = pd.DataFrame({
         "latent": latents,
@@ -130,7 +183,29 @@ def explain_pixels(
         kept = ["frequency", "max_activation", "top_label", "top_label_share", "name", "named_by"]
         known = named_concepts(index).set_index("latent").loc[latents, kept]
         table = pd.concat([table, known.reset_index(drop=True)], axis=1)
+    if bundle is not None:
+        table = pd.concat([table, bundle.said_of(latents.tolist()).drop(columns="latent")], axis=1)
     rows, columns = backbone.grid
     maps = codes[:, latents].T.reshape(len(latents), rows, columns)
     shown = float(codes[:, latents].sum() / codes.sum()) if codes.sum() > 0 else 0.0
-    return Explanation(name, pixels, table, maps, shown)
+    similar = bundle.reference.similar(maximum, 8) if bundle is not None and not refused else None
+    return Explanation(name, pixels, table, maps, shown, similar, unusual)
+
+
+def fitting_bundle(sae: SparseAutoencoder | None) -> Bundle | None:
+    """The bundle, where this dictionary is the bundled one."""
+    if sae is None or not is_bundled(sae.hash):
+        return None
+    return load_bundle()
+
+
+def how_unusual(tokens: npt.NDArray[np.float32], backbone: Backbone, layer: int) -> Unusual | None:
+    """How unusual the image of some tokens [n_tokens, d_in] is; None where the bundle knows no cells by this backbone and block."""
+    try:
+        reference = load_bundle().reference
+    except CytosaeError:
+        return None
+    wanted = reference.manifest.get("backbone") or {}
+    if wanted.get("sha256") != backbone.weights_sha256 or reference.manifest.get("layer") != layer:
+        return None
+    return reference.known.judge(unusual_token(tokens, backbone))

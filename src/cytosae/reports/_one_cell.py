@@ -9,11 +9,9 @@ import numpy.typing as npt
 
 from cytosae.concepts import rank_concepts
 from cytosae.reports._gallery import Gallery, describe, exemplar_pictures
-from cytosae.reports._pictures import SIDE, Overlay, jpeg_uri, overlay
+from cytosae.reports._pictures import COLOURS, SIDE, Overlay, jpeg_uri, overlay
 from cytosae.reports._run import Run
 
-#: Okabe and Ito's colours, told apart by every kind of colour vision.
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF")
 N_CONCEPTS, N_SIMILAR = 6, 3
 
 

@@ -15,7 +15,10 @@ from PIL import Image
 SIDE, RASTER = 224, 112
 #: Yellow: the one light colour that stands out from violet, red and pale cells for every kind of colour vision.
 HEAT = (255, 225, 0)
-_OPAQUE = 0.62
+#: How opaque it gets.
+OPAQUE = 0.62
+#: Okabe and Ito's colours, told apart by every kind of colour vision.
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF")
 #: The outline runs where the code is this share of the largest in the picture.
 OUTLINE = 0.5
 
@@ -60,7 +63,7 @@ def heat_uri(values: npt.NDArray[np.floating], top: float) -> str:
     strength = np.clip(raster(values) / top, 0, 1) if top > 0 else np.zeros((RASTER, RASTER), np.float32)
     rgba = np.empty((RASTER, RASTER, 4), np.uint8)
     rgba[..., :3] = HEAT
-    rgba[..., 3] = np.rint(255 * _OPAQUE * strength**0.8).astype(np.uint8)
+    rgba[..., 3] = np.rint(255 * OPAQUE * strength**0.8).astype(np.uint8)
     return png_uri(rgba)
 
 

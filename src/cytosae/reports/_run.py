@@ -13,20 +13,31 @@ import numpy.typing as npt
 import pandas as pd
 
 from cytosae._errors import CytosaeError
+from cytosae._progress import say
 from cytosae.cells import Cells, ImageReader, cell_share_of_patches, decode_image, estimate_cell, read_cells
 from cytosae.concepts import CellsByConcepts, ConceptIndex, concept_maps, read_cells_by_concepts
-from cytosae.sae import SparseAutoencoder, load_sae
+from cytosae.sae import SparseAutoencoder, bundled_folder, is_bundled, load_sae
 from cytosae.tokens import TokenStore
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: ``cells.parquet``, ``tokens/``, ``sae/``, ``index/``, and what else is there."""
+    """A run folder: ``cells.parquet``, ``tokens/``, ``sae/``, ``index/``, and what else is there.
+
+    Without ``sae/`` the dictionary is the bundled one, where the index was made with it.
+    """
 
     folder: Path
 
     def __post_init__(self) -> None:
-        for name in ("cells.parquet", "tokens", "sae", "index"):
+        for name in ("cells.parquet", "tokens", "index", "sae"):
+            if (
+                name == "sae"
+                and not (self.folder / name).exists()
+                and is_bundled(self.index.manifest["inputs"].get("sae"))
+            ):
+                say("report: with the bundled dictionary, of which the index is")
+                continue
             if not (self.folder / name).exists():
                 raise CytosaeError(
                     f"{self.folder} has no {name}; a run holds cells.parquet, tokens/, sae/ and index/ by these names."
@@ -50,7 +61,7 @@ class Run:
     @cached_property
     def sae(self) -> SparseAutoencoder:
         """The dictionary."""
-        return load_sae(self.folder / "sae")
+        return load_sae(self.folder / "sae" if (self.folder / "sae").exists() else bundled_folder() / "sae")
 
     @cached_property
     def index(self) -> ConceptIndex:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cytosae._errors import UsageError, nearest
 from cytosae.cells.layouts._entry import Box, Entry, LayoutOptions, Source
 from cytosae.cells.layouts._fields import read_fields
-from cytosae.cells.layouts._folder import read_folder
+from cytosae.cells.layouts._folder import image_paths, read_folder
 from cytosae.cells.layouts._image_parquet import read_image_parquet
 from cytosae.cells.layouts._known import read_acevedo, read_aml_hehr, read_bmc, read_matek19, read_mll23
 from cytosae.cells.layouts._manifest import read_manifest_file
@@ -27,7 +27,7 @@ LAYOUTS: dict[str, Callable[[Path, LayoutOptions], Source]] = {
     "fields": read_fields,
 }
 
-__all__ = ["LAYOUTS", "Box", "Entry", "LayoutOptions", "Source", "open_source"]
+__all__ = ["LAYOUTS", "Box", "Entry", "LayoutOptions", "Source", "image_paths", "open_source"]
 
 
 def open_source(source: Path, layout: str, options: LayoutOptions | None = None) -> Source:
