@@ -122,14 +122,9 @@ def main(given: Sequence[str]) -> None:
     where = read_manifest(out / "sae", "sae", 1)["config"].get("where", [])
     bundle = Bundle(out)
     bundle.sae.info["where"] = where
-    trained = (
-        select(cells, where)["dataset"].unique()
-        if options.sae is None or cells.hash == read_manifest(source, "sae", 1)["inputs"]["cells"]
-        else []
-    )
     text = model_card(
         bundle, data=[f"{n}: {counts[n]:,} cells. {credits[n]}." for n in counts.index],
-        kept_out=sorted(set(counts.index) - set(trained)), scorecards=cards, command=_command(given),
+        kept_out=kept_out, scorecards=cards, command=_command(given),
     )  # fmt: skip
     with commit_file(out / "MODEL_CARD.md") as temporary:
         temporary.write_text(text, "utf-8")

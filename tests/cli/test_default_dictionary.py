@@ -52,3 +52,11 @@ def test_a_folder_called_default_goes_before_the_bundled_one(tmp_path: Path, mon
     (tmp_path / "default").mkdir()
     with pytest.raises(CytosaeError, match="not a whole sae"):
         load_sae("default")
+
+
+def test_the_bundled_index_is_named_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = str(bundled_folder() / "index")
+    assert run(["names", index, "--set", "12=granules", "--by", "A"]) == 2
+    assert "--out names.parquet" in capsys.readouterr().err
+    assert not (bundled_folder() / "names.parquet").exists()
+    assert run(["names", index, "--set", "12=granules", "--by", "A", "--out", str(tmp_path / "n.parquet")]) == 0

@@ -31,9 +31,14 @@ def command(
     said stays in the table; the last name of a concept counts.
     """
     from cytosae.concepts import ConceptIndex, Name, add_names, name_list, names_path, read_name_list, read_names
+    from cytosae.sae import bundled_folder
 
     opened = ConceptIndex(index)
     path = out or names_path(opened)
+    if out is None and (settings or source) and index.resolve().is_relative_to(bundled_folder().resolve()):
+        raise UsageError(
+            "The bundled index lies in the installed package; say where its names go with --out names.parquet."
+        )
     if listed or not (settings or source):
         if settings or source:
             raise UsageError("--list only shows the names; leave out --set and --from.")

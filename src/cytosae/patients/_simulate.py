@@ -189,7 +189,7 @@ def _draw_counts(
 
     With `reuse` every patient alone has to fit.
     """
-    weights = np.array([[d.mixture.get(label, 0.0) for label in labels] for d in patients])
+    weights = np.array([[d.mixture.get(label, 0.0) for label in labels] for d in patients], np.float64)
     weights /= weights.sum(1, keepdims=True)
     expected = n_drawn[:, None] * weights
     mean = expected.max(0) if spec.reuse else expected.sum(0)
