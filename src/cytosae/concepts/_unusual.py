@@ -54,7 +54,7 @@ class Unusual:
             return f"not like a single blood cell (distance {self.distance:.0f}, limit {self.limit:.0f})"
         what = "unusual: " if self.share_below >= UNUSUAL else ""
         share = f"{self.share_below:.0%}" if self.share_below < 0.995 else "over 99%"
-        return f"{what}further away than {share} of known cells (distance {self.distance:.0f}, limit {self.limit:.0f})"
+        return f"{what}beyond {share} of known cells (distance {self.distance:.0f} of {self.limit:.0f})"
 
 
 @dataclass(frozen=True)
