@@ -10,6 +10,7 @@ import torch
 
 from cytosae.evaluation._bootstrap import Score, accuracy, as_score, compare, draw_weights, interval
 from cytosae.evaluation._context import Context
+from cytosae.evaluation._origins import common_labels
 from cytosae.evaluation._probe import ridge_scores
 from cytosae.evaluation._splices import Readouts, Replace, by_components, by_mean, by_sae, run_spliced
 
@@ -27,7 +28,7 @@ Variant = tuple[dict[str, Replace], dict[str, Replace], dict[str, dict[str, Repl
 class Fidelity:
     """Loss recovered between mean-ablation and the original, and the accuracy of k-NN and a linear probe, by read-out."""
 
-    name, version = "fidelity", 1
+    name, version = "fidelity", 2
     title = "Fidelity"
     question = (
         "Does the rest of the network still see the same cell when the reconstruction takes the place of the tokens?"
@@ -128,15 +129,12 @@ def _some(context: Context, part: str, limit: int) -> npt.NDArray[np.int64]:
 
 
 def _labelled(context: Context, limit: int) -> tuple[Array, npt.NDArray[np.int64]]:
-    """A class for every cell (data set and label; -1: none), and the choosing cells to fit on."""
-    frame = context.frame
-    names = frame["dataset"].astype("string").fillna("") + ": " + frame["label"].astype("string")
+    """A class for every cell (its label under a name that data sets share; -1: none), and the choosing cells to fit on."""
+    names = common_labels(context.frame)
     rows = _some(context, "choose", limit)
-    rows = rows[names.iloc[rows].notna().to_numpy(bool)]
-    known = sorted(names.iloc[rows].unique())
-    classes = np.array(
-        [known.index(n) if isinstance(n, str) and n in known else -1 for n in names.astype(object)], np.int64
-    )
+    rows = rows[names[rows] != ""]
+    known = sorted(set(names[rows].tolist()))
+    classes = np.array([known.index(n) if n in known else -1 for n in names.tolist()], np.int64)
     return classes, rows if len(known) > 1 else rows[:0]
 
 
