@@ -47,7 +47,7 @@ def small_run(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory, cli:
 def test_the_demo_stays_within_its_memory(demo_run: Path) -> None:
     assert (demo_run / "report.html").exists()
     if not (demo_run.parent / "peak-gb").exists():
-        pytest.skip("the demo run is not of this session")
+        pytest.skip("the demo was not made by this run of the tests")
     peak = float((demo_run.parent / "peak-gb").read_text())
     assert peak < 2.5, f"{peak:.2f} GB"
 
