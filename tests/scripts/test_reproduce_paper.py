@@ -15,12 +15,11 @@ import torch
 from PIL import Image
 
 import publishers as made
-from conftest import REPOSITORY
 from cytosae import ConceptIndex
 from cytosae.cells import ImageParquet
 from cytosae.cells.layouts._vocabulary import ACEVEDO, MLL23
 
-SCRIPT = REPOSITORY / "scripts" / "reproduce_paper.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "reproduce_paper.py"
 DIAGNOSES = ("AML-CBFB-MYH11", "AML-NPM1", "AML-PML-RARA", "AML-RUNX1-RUNX1T1", "SCD")
 
 
