@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 from safetensors import safe_open
+from small_cohorts import SPEC
 
 import cytosae
-from conftest import SPEC
 from cytosae import CytosaeError
 from cytosae.cells import read_cells, write_cells
 from cytosae.cli._main import run

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from small_cohorts import SPEC
 
-from conftest import SPEC
 from cytosae import CytosaeError
 from cytosae.cells import ImageReader, decode_image, read_cells, select, write_cells
 from cytosae.cli._main import run

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from small_cohorts import build, memory_cohort
 
-from conftest import build, memory_cohort
 from cytosae import CytosaeError
 from cytosae.patients import (
     DifferentialConfig,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
+from small_cohorts import build, memory_cohort
 
-from conftest import build, memory_cohort
 from cytosae import CytosaeError
 from cytosae.patients import ClassifyConfig, classify, contributions, profile_patients
 from cytosae.patients._linear import fit_l2

@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 from scipy import stats
+from small_cohorts import memory_cohort
 
-from conftest import memory_cohort
 from cytosae import CytosaeError
 from cytosae.patients import DifferentialConfig, differential, profile_patients
 from cytosae.patients._effects import benjamini_hochberg, effect_interval

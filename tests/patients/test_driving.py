@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from sklearn.metrics import average_precision_score
+from small_cohorts import memory_cohort
 
-from conftest import memory_cohort
 from cytosae import CytosaeError
 from cytosae.cells import read_cells
 from cytosae.patients import (

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from small_cohorts import memory_cohort
 from test_profiles import rows
 
-from conftest import memory_cohort
 from cytosae import CytosaeError
 from cytosae.cells import SCHEMA, Cells, read_cells
 from cytosae.concepts import ConceptIndex

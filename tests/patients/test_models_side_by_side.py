@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import brier_score_loss
+from small_cohorts import memory_cohort
 
-from conftest import memory_cohort
 from cytosae import CytosaeError
 from cytosae.patients import MODELS, ClassifyConfig, Extras, PooledTokens, classify, read_fixed_folds
 from cytosae.patients._calibration import brier, calibration_error, fit_temperature, reliability

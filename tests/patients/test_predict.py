@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from small_cohorts import SPEC
 
-from conftest import SPEC
 from cytosae import CytosaeError
 from cytosae.cells import Cells, read_cells, write_cells
 from cytosae.concepts import ConceptIndex, index_concepts

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from small_cohorts import build, memory_cohort
 
-from conftest import build, memory_cohort
 from cytosae.patients import ProfileRule, profile_patients
 from cytosae.patients._profiles import LAYERS, CellValues, read_profiles, write_profiles
 

@@ -6,8 +6,8 @@ import json
 
 import pandas as pd
 import pytest
+from small_cohorts import SPEC, source_table
 
-from conftest import SPEC, source_table
 from cytosae import CytosaeError
 from cytosae.cells import build_cells, bundled_path, read_cells
 from cytosae.cli._main import run
