@@ -95,7 +95,7 @@ def main() -> None:
         result = {
             "cytosae": cytosae.__version__, "machine": {**machine(), "threads": THREADS}, "cells": len(cells),
             "tokens": len(cells) * (exact.n_tokens - exact.n_prefix), "n_latents": sae.n_latents,
-            "sae": str(given.sae) if given.sae else "trained here", "recipe": sae.info.get("recipe"),
+            "sae": given.sae.name if given.sae else "trained here", "recipe": sae.info.get("recipe"),
             "metrics": sae.info.get("metrics"),
             "bf16 forward, float32 store": compare(sae, exact, fast, rounded=False),
             "float32 forward, float16 store": compare(sae, exact, exact, rounded=True),
