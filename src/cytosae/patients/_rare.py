@@ -12,6 +12,7 @@ import scipy.sparse as sp
 
 from cytosae._errors import CytosaeError
 from cytosae.cells import Cells
+from cytosae.evaluation._bootstrap import average_precision as weighted_precision
 from cytosae.patients._cohort import Cohort, Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
@@ -21,14 +22,7 @@ PLANTED = 0.8
 
 def average_precision(positive: Bools, score: npt.NDArray[Any]) -> float:
     """Mean over the positives of the share of positives among what scores at least as high; ties count together. NaN without any."""
-    if not positive.any():
-        return float("nan")
-    order = np.argsort(-score, kind="stable")
-    hit, value = positive[order], score[order]
-    last = np.append(np.flatnonzero(np.diff(value)), len(value) - 1)
-    found = np.cumsum(hit)[last]
-    gained = np.diff(np.concatenate([[0], found]))
-    return float((gained * found / (last + 1)).sum() / positive.sum())
+    return float(weighted_precision(score, positive, np.ones((1, len(score)), np.int64))[0])
 
 
 def planted_concepts(
