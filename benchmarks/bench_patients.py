@@ -1,8 +1,8 @@
-"""Profiles, differential concepts and one L2 fit of a large cohort: seconds of each stage, on the clock and of the processor (all
-threads), and peak memory.
+"""Profiles, differential concepts and the nested L2 classification of a large cohort: seconds of each stage, on the clock and of
+the processor (all threads), and peak memory.
 
 Usage: ``python benchmarks/bench_patients.py [--patients 2000] [--cells 500] [--latents 6144] [--active 100] [--threads 2]
-[--part profiles|differential|l2] [--out benchmarks/results/patients.json]``
+[--repeats 5] [--part profiles|differential|l2] [--out benchmarks/results/patients.json]``
 
 Cells are made up: each has about `--active` active concepts, whose frequencies fall as a power of their rank (from one half
 of the cells down); five diagnoses of unequal size, 40 concepts commoner in one of them, ten cell types. Matrices are kept
@@ -25,11 +25,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from bench_decode import machine
-from cytosae.patients import Cohort, DifferentialConfig, ProfileRule, differential, profile_patients
-from cytosae.patients._linear import fit_l2
+from cytosae.patients import (
+    ClassifyConfig,
+    Cohort,
+    DifferentialConfig,
+    ProfileRule,
+    classify,
+    differential,
+    profile_patients,
+)
 from cytosae.patients._profiles import CellValues, build_profiles
 
 PARTS = ("profiles", "differential", "l2")
@@ -100,13 +108,15 @@ def differential_part(cohort: Cohort, timed: Callable[..., Any]) -> dict[str, An
             "median_permutations": float(table["n_permutations"].median())}  # fmt: skip
 
 
-def l2_part(cohort: Cohort, timed: Callable[..., Any]) -> dict[str, Any]:
-    profiles = quick_profiles(cohort)
-    classes, y = np.unique(cohort.classes.astype(str), return_inverse=True)
-    keep = profiles.var["tested"].to_numpy(bool)
-    X = np.asarray(profiles.X)
-    timed("L2, one fit at one penalty", lambda: fit_l2(X, y, list(classes), [1.0], keep, np.zeros(X.shape[1])))
-    return {"features": int(keep.sum())}
+def l2_part(cohort: Cohort, timed: Callable[..., Any], repeats: int) -> dict[str, Any]:
+    config = ClassifyConfig(models=("concept_profile",), n_repeats=repeats)
+    done = timed(
+        f"L2, {config.n_folds} folds x {repeats}, every choice nested, and the curve of concepts",
+        lambda: classify(cohort, config),
+    )
+    model = done.record["models"]["concept_profile"]
+    return {"features": model["n_features"][0], "macro_f1": model["metrics"]["macro_f1"],
+            "C_chosen": sorted(set(model["C_chosen"]))}  # fmt: skip
 
 
 def run_part(options: argparse.Namespace) -> dict[str, Any]:
@@ -122,9 +132,12 @@ def run_part(options: argparse.Namespace) -> dict[str, Any]:
         print(f"{name}: {seconds[name]} s ({processor[name]} s of the processor)", file=sys.stderr)
         return out
 
-    part = {"profiles": profiles_part, "differential": differential_part, "l2": l2_part}[options.part]
+    torch.set_num_threads(options.threads)  # also how many folds are fitted beside one another
     with threadpool_limits(options.threads):
-        found = part(cohort, timed)
+        if options.part == "l2":
+            found = l2_part(cohort, timed, options.repeats)
+        else:
+            found = {"profiles": profiles_part, "differential": differential_part}[options.part](cohort, timed)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return {"seconds": seconds, "processor_seconds": processor, "peak_gb": round(peak, 2), **found}
 
@@ -136,13 +149,14 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=6144)
     parser.add_argument("--active", type=float, default=100)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/patients.json"))
     options = parser.parse_args()
     if options.part:
         print(json.dumps(run_part(options)))
         return
-    head = [f"--{k}={getattr(options, k)}" for k in ("patients", "cells", "latents", "active", "threads")]
+    head = [f"--{k}={getattr(options, k)}" for k in ("patients", "cells", "latents", "active", "threads", "repeats")]
     parts = {}
     for part in PARTS:
         done = subprocess.run(
