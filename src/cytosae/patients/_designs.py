@@ -13,7 +13,7 @@ import pandas as pd
 
 from cytosae.cells import Cells
 from cytosae.patients._cohort import Cohort, Floats, Ints
-from cytosae.patients._pooled import DenseValues, PooledTokens, pool_tokens
+from cytosae.patients._pooled import BLOCK, DenseValues, PooledTokens, pool_tokens
 from cytosae.patients._profiles import CellValues, ProfileRule, frequent
 from cytosae.tokens import TokenStore
 
@@ -122,7 +122,11 @@ class Components:
         centre = sample.mean(0)
         directions = np.linalg.eigh((sample - centre).T @ (sample - centre))[1][:, ::-1][:, :N_COMPONENTS]
         directions *= np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
-        scores = (self._means - centre.astype(np.float32)) @ directions.astype(np.float32)
+        middle, onto = centre.astype(np.float32), directions.astype(np.float32)
+        scores = np.empty((len(self._means), onto.shape[1]), np.float16)
+        for start in range(0, len(scores), BLOCK):
+            some = (self._means[start : start + BLOCK] - middle) @ onto
+            scores[start : start + BLOCK] = np.clip(some, -65504, 65504)
         X = DenseValues(scores, scores, self._owner, self._n_patients).shares(_quantile(self._rule), train)
         return X, frequent(X[train], self._rule.min_frequency), np.zeros(0)
 
