@@ -1,11 +1,12 @@
 """The AML table from raw images: cells, tokens, dictionary, index, patients, by the verbs themselves.
 
 Usage: ``make reproduce-aml AML_HEHR=... DINOBLOOM=... [SAE=...] [FOLDS=...] [OUT=runs/aml]``, or
-``python scripts/reproduce_aml.py AML_HEHR DINOBLOOM --folds FOLDS [--sae SAE] --out runs/aml``.
+``python scripts/reproduce_aml.py AML_HEHR DINOBLOOM --folds FOLDS [--sae SAE] [--annotations CSV] --out runs/aml``.
 
 ``AML_HEHR`` holds ``<diagnosis>/<patient>/*.tif``, ``DINOBLOOM`` is its weight file, ``FOLDS`` the folder of the published
 folds (``AML_HEHR/folds`` where not given), ``SAE`` the published checkpoint or an SAE folder; without it a dictionary is trained
-on the patients of the published training and validation parts. Interrupted, it goes on from where it was when called again.
+on the patients of the published training and validation parts. Where ``AML_HEHR/single_cell_annotations.csv`` lies (or
+``--annotations`` names it), the rare cells among those that experts labelled are ranked within their patients. Interrupted, it goes on from where it was when called again.
 """
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parse(arguments)
     out: Path = given.out
     folds = given.folds or given.aml_hehr / "folds"
+    beside = given.aml_hehr / "single_cell_annotations.csv"
+    annotations = given.annotations or (beside if beside.exists() else None)
     for path, what in (
         (given.aml_hehr, "the images"),
         (given.dinobloom, "the weights"),
         (folds, "the published folds"),
+        (given.sae, "the published checkpoint or an SAE folder"),
+        (annotations, "single_cell_annotations.csv"),
     ):
-        if not path.exists():
+        if path is not None and not path.exists():
             print(f"reproduce-aml: {path} does not exist; give {what}.", file=sys.stderr)
             return 2
     out.mkdir(parents=True, exist_ok=True)
@@ -88,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     drawn = ["--folds", given.n_folds, "--repeats", given.repeats]
     run("patients, repeated CV", out / "patients-repeated", *base, *drawn, "--out", out / "patients-repeated")
     record = table(out, run.record)
+    if annotations is not None:
+        record["rare_cells"] = rare_cells(out, index, annotations)
     text = markdown(record)
     from cytosae.storage import commit_file
 
@@ -127,6 +134,45 @@ def table(out: Path, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
     record["stages"] = stages
     record["full_run"] = extrapolate(stages, len(ok), record["n_patients"])
     return record
+
+
+def rare_cells(out: Path, index: Path, annotations: Path) -> list[dict[str, Any]]:
+    """How high the rare kinds of expert-labelled cells rank within their patients: one row a kind.
+
+    Two rankings: by a concept chosen on the other patients, and by what each cell adds to its patient's own diagnosis in the
+    model of all patients, which has seen that diagnosis but no label of a cell.
+    """
+    import numpy as np
+
+    from cytosae.cells import read_cells
+    from cytosae.patients import (
+        concepts_chosen_elsewhere,
+        driving_cells,
+        load_model,
+        read_annotations,
+        read_cohort,
+        score_annotations,
+    )
+
+    cells, labels = read_cells(out / "cells.parquet"), read_annotations(annotations)
+    cohort, model = read_cohort(index, cells), load_model(out / "patients-repeated")
+    by_concept = concepts_chosen_elsewhere(labels, cells, cohort)
+    driven = np.full(len(cohort.owner), np.nan)
+    for patient, diagnosis in zip(cohort.patients["patient"].astype(str), cohort.classes, strict=True):
+        if patient in set(by_concept["patient"]):
+            found = driving_cells(model, cohort, patient, str(diagnosis))
+            driven[found["row"]] = found["contribution"]
+    by_model = score_annotations(labels, cells, cohort, {"model": driven})
+    rows = []
+    for kind, mine in by_concept.groupby("annotation"):
+        of_model = by_model[by_model["annotation"] == kind]
+        rows.append({
+            "annotation": kind, "n_patients": len(mine), "n_cells": int(mine["n_positive"].sum()),
+            "average_precision_by_concept": float(mine["average_precision"].mean()),
+            "average_precision_by_model": float(of_model["average_precision"].mean()),
+            "chance": float(mine["chance"].mean()), "by_patient": mine.drop(columns=["score", "annotation"]).to_dict("records"),
+        })  # fmt: skip
+    return rows
 
 
 def extrapolate(stages: dict[str, dict[str, Any]], n_cells: int, n_patients: int) -> dict[str, dict[str, float]]:
@@ -182,6 +228,7 @@ def markdown(record: dict[str, Any]) -> str:
               *(f"| {e['what']} | {e['score']} | {e['value']} | {e['protocol']} |" for e in record["elsewhere"]), "",
               "Accuracy against the number of concepts (ours, balanced accuracy): " + ", ".join(
                   f"{c['n'] or 'all'}: {c['metrics']['balanced_accuracy']['value']:.2f}" for c in repeated["by_n_concepts"]) + ".",
+              *_rare_lines(record.get("rare_cells")),
               "", "| stage | measured | disk | whole cohort here, at most | disk |", "| --- | --- | --- | --- | --- |"]  # fmt: skip
     for name, stage in record["stages"].items():
         full = record["full_run"][name]
@@ -191,6 +238,22 @@ def markdown(record: dict[str, Any]) -> str:
     lines.append(f"| all | {sum(s['seconds'] for s in record['stages'].values()):,.0f} s | | "
                  f"{sum(f['hours'] for f in total):.1f} h | {sum(f['gigabytes'] for f in total):.1f} GB |")  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _rare_lines(rows: list[dict[str, Any]] | None) -> list[str]:
+    if rows is None:
+        return []
+    if not rows:
+        return ["", "No rare kind of labelled cell is in two patients or more, so none is ranked."]
+    return [
+        "", "Rare kinds among the cells that experts labelled (a tenth of them at most), ranked within each patient among its labelled "
+        "cells; mean average precision over the patients. The concept is chosen on the other patients' labels; the model (of all "
+        "patients) has seen the diagnosis and no label of a cell.", "",
+        "| kind | patients | cells | by a concept chosen on the others | by what cells add to the diagnosis | chance |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(f"| {r['annotation']} | {r['n_patients']} | {r['n_cells']} | {r['average_precision_by_concept']:.2f} "
+          f"| {r['average_precision_by_model']:.2f} | {r['chance']:.2f} |" for r in rows),
+    ]  # fmt: skip
 
 
 def _interval(value: dict[str, float], means: dict[str, float] | None, name: str) -> str:
@@ -204,6 +267,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("dinobloom", type=Path, help="weight file of DinoBloom")
     parser.add_argument("--folds", type=Path, help="folder of the published folds [AML_HEHR/folds]")
     parser.add_argument("--sae", type=Path, help="published checkpoint, or an SAE folder [trained here]")
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        help="expert labels of single cells [AML_HEHR/single_cell_annotations.csv, where it is]",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/aml"), help="run folder [runs/aml]")
     parser.add_argument("--recipe", default="default", help="recipe of the dictionary trained here [default]")
     parser.add_argument(

@@ -58,6 +58,16 @@ def test_the_same_work_is_not_done_twice_and_a_second_run_gives_the_same_bytes(o
     assert np.array_equal(a.X, b.X)
 
 
+def test_the_tokens_of_a_cohort_are_read_once(on_disk, study, tmp_path, monkeypatch):
+    asked = []
+    chunks = TokenStore.chunks
+    monkeypatch.setattr(
+        TokenStore, "chunks", lambda self, rows, *a, **k: asked.append(len(rows)) or chunks(self, rows, *a, **k)
+    )
+    assert run(arguments(on_disk, study, tmp_path / "p")) == 0
+    assert asked == [read_patients(tmp_path / "p").manifest["n_cells"]]
+
+
 def test_the_last_line_says_what_was_found_and_whether_the_dictionary_saw_the_cells(on_disk, study, tmp_path, capsys):
     assert run(arguments(on_disk, study, tmp_path / "p")) == 0
     line = capsys.readouterr().out

@@ -139,18 +139,38 @@ def test_only_an_interval_above_zero_is_called_better():
 
 
 @pytest.mark.parametrize("scaling", ["common", "standard"])
-@pytest.mark.parametrize("by_newton", [True, False])
-@pytest.mark.parametrize("n_classes", [2, 3])
-def test_the_fit_in_the_span_of_the_patients_is_the_fit_in_all_features(n_classes, scaling, by_newton, monkeypatch):
-    monkeypatch.setattr("cytosae.patients._linear.NEWTON", 600 if by_newton else 0)
+@pytest.mark.parametrize(
+    ("n_classes", "n", "n_features"), [(2, 20, 50), (3, 20, 50), (5, 100, 160), (5, 450, 600), (5, 300, 40)]
+)
+def test_the_fit_in_the_span_of_the_patients_is_the_fit_in_all_features(n_classes, n, n_features, scaling):
     rng = np.random.default_rng(0)
-    X, y = rng.random((20, 50)), np.arange(20) % n_classes
-    names = list("abc"[:n_classes])
-    model = fit_l2(X, y, names, [3.0], np.ones(50, bool), np.zeros(50), scaling)[0]
-    assert (((X - model.centre) / model.scale) ** 2).sum(1).mean() == pytest.approx(1)
-    Z = (X - model.centre) / model.scale
-    reference = LogisticRegression(C=6.0 if n_classes == 2 else 3.0, tol=1e-12, max_iter=10_000).fit(Z, y)
-    assert np.allclose(model.probabilities(X), reference.predict_proba(Z), atol=1e-5)
+    y = np.arange(n) % n_classes
+    X = rng.random((n, n_features)) ** 3
+    X[:, 0] += 0.3 * y
+    Cs, new = [0.1, 3.0, 1e3, 1e5], rng.random((100, n_features)) ** 3
+    models = fit_l2(X, y, list("abcde"[:n_classes]), Cs, np.ones(n_features, bool), np.zeros(n_features), scaling)
+    Z = (X - models[0].centre) / models[0].scale
+    assert (Z**2).sum(1).mean() == pytest.approx(1)
+    for C, model in zip(Cs, models, strict=True):
+        reference = LogisticRegression(
+            C=2 * C if n_classes == 2 else C,
+            solver="newton-cholesky" if n_features < 500 else "newton-cg",
+            tol=1e-10,
+            max_iter=1000,
+        ).fit(Z, y)
+        wanted = reference.predict_proba((new - model.centre) / model.scale)
+        assert np.allclose(model.probabilities(new), wanted, atol=1e-4)
+
+
+def test_the_order_of_the_penalties_changes_no_prediction():
+    rng = np.random.default_rng(1)
+    X, y = rng.random((60, 200)), np.arange(60) % 3
+    Cs = [10.0, 0.1, 1e4, 1.0]
+    keep, none = np.ones(200, bool), np.zeros(0)
+    there = fit_l2(X, y, list("abc"), Cs, keep, none)
+    alone = [fit_l2(X, y, list("abc"), [C], keep, none)[0] for C in Cs]
+    for one, other in zip(there, alone, strict=True):
+        assert np.allclose(one.probabilities(X), other.probabilities(X), atol=1e-4)
 
 
 def test_what_speaks_for_and_against_adds_up_to_the_logit():

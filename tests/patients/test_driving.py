@@ -19,6 +19,7 @@ from cytosae.patients import (
     average_precision,
     classify,
     concept_cells,
+    concepts_chosen_elsewhere,
     contributions,
     differential,
     driving_cells,
@@ -155,6 +156,11 @@ def test_expert_annotations_are_ranked_within_their_patients(study, tmp_path):
     assert (mine["average_precision"] == 1).all()
     assert (mine["chance"] == 0.3).all()
     assert table.loc[("rare", "faggot cell"), "average_precision"].mean() > 0.9
+    rare = concepts_chosen_elsewhere(read_annotations(path), cells, cohort, most=0.3)
+    assert set(rare["annotation"]) == {"faggot cell"}
+    assert (rare["latent"] == 4).all()  # the planted direction, for every patient from the others
+    assert rare["average_precision"].tolist() == table.loc[("rare", "faggot cell"), "average_precision"].tolist()
+    assert concepts_chosen_elsewhere(read_annotations(path), cells, cohort, most=0.01).empty
     (tmp_path / "no.csv").write_text("a,b\n1,2\n")
     with pytest.raises(CytosaeError, match="lacks the column 'ID'"):
         read_annotations(tmp_path / "no.csv")

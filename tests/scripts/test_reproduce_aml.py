@@ -1,21 +1,25 @@
-"""The AML table from raw images, on a small tree with the cohort's exact layout made of real cells."""
+"""The AML table from raw images, on a small tree with the cohort's exact layout made of real cells: folders, folds, expert labels."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import average_precision_score
 
-from cytosae.cells import ImageParquet, bundled_path
+from cytosae.cells import ImageParquet, bundled_path, read_cells
 from cytosae.cli._main import run as cytosae_run
+from cytosae.concepts import read_cells_by_concepts
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -23,6 +27,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 DIAGNOSES = {"AML-CBFB-MYH11": "eosinophil", "AML-NPM1": "monocyte", "AML-PML-RARA": "ig",
              "AML-RUNX1-RUNX1T1": "erythroblast", "SCD": "neutrophil"}  # fmt: skip
 PARTS = ("train", "train", "val", "test")
+#: the rare kind: one cell in every other patient
+RARE = "platelet"
 
 
 def script() -> Any:
@@ -37,15 +43,20 @@ def small_aml(tmp_path_factory) -> Path:
     import publishers as made
 
     root, bundle, rng = tmp_path_factory.mktemp("aml"), ImageParquet(bundled_path()), np.random.default_rng(0)
-    label = bundle.frame()["label"].to_numpy()
+    label, labelled = bundle.frame()["label"].to_numpy(), []
     for number, (diagnosis, more) in enumerate(DIAGNOSES.items()):
         for k in range(len(PARTS)):
-            folder = root / "AML_Hehr" / diagnosis / f"{chr(65 + number)}X{chr(65 + k)}"
+            patient = f"{chr(65 + number)}X{chr(65 + k)}"
+            folder = root / "AML_Hehr" / diagnosis / patient
             folder.mkdir(parents=True)
-            rows = [*rng.choice(np.flatnonzero(label == more), 3), *rng.choice(len(label), 2)]
+            other = rng.choice(np.flatnonzero(label == RARE) if (number + k) % 2 else np.flatnonzero(label != RARE))
+            rows = [*rng.choice(np.flatnonzero(label == more), 3), rng.choice(np.flatnonzero(label != RARE)), other]
             for i, row in enumerate(rows):
                 image = Image.open(io.BytesIO(bundle.read(int(row))[0] or b"")).convert("RGB").resize((144, 144))
                 image.save(folder / f"{i:03d}.TIF", "TIFF", compression="tiff_lzw")
+                labelled.append((len(labelled), label[row], label[row], patient, f"{i:03d}.TIF"))
+    with (root / "AML_Hehr" / "single_cell_annotations.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("", "mll_annotation", "prediction", "ID", "im_tiffname"), *labelled])
     folds = root / "folds"
     for fold in range(5):
         (folds / f"data_fold_{fold}").mkdir(parents=True)
@@ -94,6 +105,61 @@ def test_from_raw_images_to_one_table(words):
     assert tokens == pytest.approx(record["stages"]["tokens"]["bytes"] * 81_214 / 100 / 1e9)
 
 
+def test_rare_cells_are_ranked_within_their_patients_from_images_to_the_printed_precision(words):
+    run = Path(words[words.index("--out") + 1])
+    rows = {row["annotation"]: row for row in json.loads((run / "aml_table.json").read_text())["rare_cells"]}
+    rare = rows[RARE]
+    assert (rare["n_patients"], rare["n_cells"], rare["chance"]) == (10, 10, pytest.approx(0.2))
+    assert {p["n_cells"] for p in rare["by_patient"]} == {5}
+    # the network is random, so the figure means little: but it is the right one
+    matrix = read_cells_by_concepts(run / "index")
+    frame = read_cells(run / "cells.parquet").frame.set_index("cell_id").loc[matrix.cell_ids]
+    labels = pd.read_csv(Path(words[0]) / "single_cell_annotations.csv").set_index(["ID", "im_tiffname"])[
+        "mll_annotation"
+    ]
+    for row in rare["by_patient"]:
+        mine = np.flatnonzero(frame["patient"] == row["patient"])
+        truth = [labels[row["patient"], Path(name).name] == RARE for name in frame["image"].iloc[mine]]
+        values = matrix.maximum[mine][:, row["latent"]].toarray()[:, 0]
+        assert row["average_precision"] == pytest.approx(average_precision_score(truth, values))
+    mean = np.mean([row["average_precision"] for row in rare["by_patient"]])
+    assert rare["average_precision_by_concept"] == pytest.approx(mean)
+    assert 0.2 <= rare["average_precision_by_model"] <= 1
+    text = (run / "aml_table.md").read_text()
+    assert f"| {RARE} | 10 | 10 | {rare['average_precision_by_concept']:.2f} |" in text
+
+
+def test_a_dictionary_on_disk_is_taken_in_place_of_training(words, tmp_path):
+    run, out = Path(words[words.index("--out") + 1]), tmp_path / "run"
+    where = words.index("--out") + 1
+    call = [*words[:where], str(out), *words[where + 1 :], "--sae", str(run / "sae")]
+    assert script().main(call) == 0
+    record = json.loads((out / "aml_table.json").read_text())
+    assert set(record["stages"]) == {"cells", "tokens", "index", "patients, published folds", "patients, repeated CV"}
+    assert not (out / "sae").exists()
+    before = json.loads((run / "aml_table.json").read_text())
+    for name in ("published", "repeated"):  # the same dictionary, so the same table
+        assert record["protocols"][name]["models"] == before["protocols"][name]["models"]
+        assert record["protocols"][name]["dictionary"]["setting"] == before["protocols"][name]["dictionary"]["setting"]
+    assert record["rare_cells"] == before["rare_cells"]
+
+
+def test_make_hands_the_dictionary_on():
+    call = [
+        "make",
+        "-n",
+        "-o",
+        ".venv/.set-up",
+        "reproduce-aml",
+        "AML_HEHR=images",
+        "DINOBLOOM=w.pth",
+        "FOLDS=f",
+        "SAE=my sae",
+    ]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 'reproduce_aml.py "images" "w.pth" --sae "my sae" --folds "f" --out "runs/aml"' in done.stdout
+
+
 def test_a_second_call_does_nothing_again(words, capsys):
     stages = Path(words[words.index("--out") + 1]) / "stages.json"
     before = stages.stat().st_mtime_ns
@@ -128,4 +194,6 @@ def test_new_patients_get_a_page_each_with_pictures_and_patches(words, small_aml
 def test_a_missing_folder_is_one_sentence(tmp_path, capsys):
     assert script().main([str(tmp_path / "nowhere"), str(tmp_path / "w.pth"), "--out", str(tmp_path / "run")]) == 2
     assert "nowhere does not exist; give the images" in capsys.readouterr().err
+    assert script().main([str(tmp_path), str(tmp_path), "--folds", str(tmp_path), "--sae", str(tmp_path / "no")]) == 2
+    assert "no does not exist; give the published checkpoint or an SAE folder" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

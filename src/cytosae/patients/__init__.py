@@ -19,6 +19,7 @@ from cytosae.patients._published import published_profiles
 from cytosae.patients._rare import (
     PLANTED,
     average_precision,
+    concepts_chosen_elsewhere,
     planted_concepts,
     precision_within_patients,
     read_annotations,
@@ -55,6 +56,7 @@ __all__ = [
     "average_precision",
     "classify",
     "concept_cells",
+    "concepts_chosen_elsewhere",
     "contributions",
     "differential",
     "draw_cohort",

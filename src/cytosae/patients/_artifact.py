@@ -134,10 +134,10 @@ def write_patients(
     if same_work(out, KIND, inputs, config):
         say(f"patients: {out} is there already")
         return read_patients(out)
-    cohort = read_cohort(index, cells, store, target=target, exclude=exclude)
+    cohort = read_cohort(index, cells, store, target=target, exclude=exclude, means=False)  # the extras hold them
     with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config) as (folder, extra):
         # first: a cohort too small for it is refused before anything else is done
-        result = classify(cohort, protocol, fixed=fixed, extras=read_extras(index, cells, store))
+        result = classify(cohort, protocol, fixed=fixed, extras=read_extras(cohort, cells, store))
         profiles = profile_patients(cohort, protocol.rule)
         say("patients: differential concepts")
         table = differential(profiles, comparison, cohort=cohort if comparison.layer is None else None)

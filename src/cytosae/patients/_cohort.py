@@ -128,7 +128,7 @@ class Cohort:
 
 def read_cohort(
     index: ConceptIndex | Path | str, cells: Cells, store: TokenStore | None = None, *, target: str = "diagnosis",
-    exclude: Sequence[int] | Path | str | None = None,
+    exclude: Sequence[int] | Path | str | None = None, means: bool = True,
 ) -> Cohort:  # fmt: skip
     """Bring together the cohort's table, its concept index and, for the token baseline, its tokens.
 
@@ -145,6 +145,8 @@ def read_cohort(
     exclude
         Concepts to leave out of every test and model: latents, or the ``technical.parquet`` of a scorecard of this
         dictionary, of which every flagged concept is left out.
+    means
+        Whether to read the mean tokens; without them `store` is only checked and recorded.
 
     Raises
     ------
@@ -171,7 +173,7 @@ def read_cohort(
     patients = _patients(frame, set(matrix.cell_ids.tolist()), target)
     owner = pd.Index(patients["patient"]).get_indexer(mine["patient"].iloc[keep].astype(str))
     labels = mine["label"].astype(object).where(mine["label"].notna(), None).to_numpy(object)[keep]
-    tokens = None if store is None else mean_tokens(store, matrix.cell_ids[keep])
+    tokens = None if store is None or not means else mean_tokens(store, matrix.cell_ids[keep])
     simulated = "simulated" in frame.columns and bool(frame["simulated"].fillna(False).astype(bool).any())
     record = {
         "simulated": simulated,

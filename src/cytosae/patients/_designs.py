@@ -12,9 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from cytosae.cells import Cells
-from cytosae.concepts import ConceptIndex
 from cytosae.patients._cohort import Cohort, Floats, Ints
-from cytosae.patients._pooled import DenseValues, PooledTokens, pool_tokens
+from cytosae.patients._pooled import BLOCK, DenseValues, PooledTokens, pool_tokens
 from cytosae.patients._profiles import CellValues, ProfileRule, frequent
 from cytosae.tokens import TokenStore
 
@@ -31,23 +30,11 @@ class Extras:
     files: pd.DataFrame | None = None
 
 
-def read_extras(index: ConceptIndex, cells: Cells, store: TokenStore | None) -> Extras:
-    """Extras of the cohort that `read_cohort` makes of the same parts, cell by cell in its order."""
-    ids = cohort_cells(index, cells)
-    rows = cells.frame.set_index("cell_id").loc[ids]
+def read_extras(cohort: Cohort, cells: Cells, store: TokenStore | None) -> Extras:
+    """Extras of a cohort from `read_cohort`, cell by cell in its order."""
+    rows = cells.frame.set_index("cell_id").loc[cohort.cell_ids]
     files = rows[[name for name in ("file_header", "file_bytes") if name in rows]]
-    return Extras(None if store is None else pool_tokens(store, ids), files)
-
-
-def cohort_cells(index: ConceptIndex, cells: Cells) -> Ints:
-    """`cell_id` of the cells of a cohort: those in the index that have a patient, in its order."""
-    import anndata
-    import h5py
-
-    with h5py.File(index.folder / "cells.h5ad") as file:
-        ids = anndata.io.read_elem(file["obs"])["cell_id"].to_numpy(np.int64)
-    has_patient = cells.frame.set_index("cell_id")["patient"].notna()
-    return np.asarray(ids[has_patient.loc[ids].to_numpy()])
+    return Extras(None if store is None else pool_tokens(store, np.asarray(cohort.cell_ids)), files)
 
 
 class Design(Protocol):
@@ -135,7 +122,11 @@ class Components:
         centre = sample.mean(0)
         directions = np.linalg.eigh((sample - centre).T @ (sample - centre))[1][:, ::-1][:, :N_COMPONENTS]
         directions *= np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
-        scores = (self._means - centre.astype(np.float32)) @ directions.astype(np.float32)
+        middle, onto = centre.astype(np.float32), directions.astype(np.float32)
+        scores = np.empty((len(self._means), onto.shape[1]), np.float16)
+        for start in range(0, len(scores), BLOCK):
+            some = (self._means[start : start + BLOCK] - middle) @ onto
+            scores[start : start + BLOCK] = np.clip(some, -65504, 65504)
         X = DenseValues(scores, scores, self._owner, self._n_patients).shares(_quantile(self._rule), train)
         return X, frequent(X[train], self._rule.min_frequency), np.zeros(0)
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from cytosae._errors import CytosaeError, UsageError, nearest
 from cytosae.patients._cohort import Floats, Ints
-from cytosae.patients._solvers import NEWTON, lasso_path, lbfgs, newton, softmax, span
+from cytosae.patients._solvers import lasso_path, ridge_path, rotated, softmax, span
 from cytosae.storage import write_json
 
 KIND, VERSION = "patient_model", 1
@@ -176,26 +176,19 @@ def fit_l2(
     Notes
     -----
     With fewer patients than features the penalised solution lies in the span of the patients, so the fit is made in
-    that span (singular value decomposition) and carried back: the same minimum, found in n dimensions. With two classes
-    this is the usual logistic regression at 2 C, since the penalty counts both rows of coefficients.
+    that span and carried back: the same minimum, found in n dimensions. Predictions differ from the exact minimum's by
+    less than 1e-4 (a test holds them against scikit-learn). With two classes this is the usual logistic regression at 2 C,
+    since the penalty counts both rows of coefficients.
     """
     prepared = _standardise(X, keep, scaling)
     if prepared is None:
         return [_prior(y, classes, float(C), scaling, thresholds) for C in Cs]
     kept, centre, scale, Z = prepared
-    n_classes = len(classes)
-    back: Floats | None = None
-    few, points = len(kept) > len(y), Z
-    if few:
-        Z, back = span(Z)
-    small = n_classes * (Z.shape[1] + 1) <= NEWTON
-    if not small and not few:
-        Z, back = _rotated(Z)
-    W, b = np.zeros((n_classes, Z.shape[1])), np.zeros(n_classes)
+    few = len(kept) > len(y)
+    small, back = span(Z) if few else rotated(Z)
     out = []
-    for C in Cs:
-        W, b = (newton if small else lbfgs)(Z, y, C, W, b)
-        carried = W if back is None else W @ back @ points if few else W @ back
+    for C, (W, b) in zip(Cs, ridge_path(small, y, len(classes), Cs), strict=True):
+        carried = W @ back @ Z if few else W @ back
         out.append(
             LinearModel(tuple(classes), kept, centre, scale, carried, b - b.mean(), float(C), scaling, thresholds)
         )
@@ -242,12 +235,6 @@ def _prior(y: Ints, classes: Sequence[str], C: float, scaling: str, thresholds: 
     W = np.zeros((len(classes), 0))
     kept = np.zeros(0, np.int64)
     return LinearModel(tuple(classes), kept, empty, empty, W, prior - prior.mean(), C, scaling, thresholds)
-
-
-def _rotated(Z: Floats) -> tuple[Floats, Floats]:
-    """Z in its principal directions, and these: the penalty sees no rotation, the solver does."""
-    directions = np.linalg.eigh(Z.T @ Z)[1].T
-    return Z @ directions.T, directions
 
 
 def save_model(folder: Path, model: LinearModel, info: dict[str, Any]) -> None:

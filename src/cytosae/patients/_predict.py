@@ -16,7 +16,6 @@ from cytosae.cells import Cells
 from cytosae.concepts import ConceptIndex
 from cytosae.patients._artifact import Patients
 from cytosae.patients._cohort import Floats, Ints, read_cohort
-from cytosae.patients._designs import cohort_cells
 from cytosae.patients._likeness import Likeness
 from cytosae.patients._linear import Contributions, explain_profile
 from cytosae.patients._profiles import CellValues
@@ -138,7 +137,7 @@ def predict_patients(
         raise UsageError(
             f"No training patient has the {patients.target} {reference!r}{nearest(reference, set(named))}."
         )
-    ids = cohort_cells(index, cells)
+    ids = np.asarray(cohort.cell_ids)
     X = CellValues(cohort.maximum, cohort.owner, len(cohort.patients)).shares(model.thresholds)
     temperature = float(facts.get("temperature", 1.0))
     latents = training.var["latent"].to_numpy(np.int64)

@@ -143,6 +143,83 @@ def score_annotations(
     CytosaeError
         No annotated cell is in the cohort, or the cohort does not know its cells.
     """
+    rows, names, owner = _annotated(annotations, cells, cohort)
+    out = []
+    for title, score in scores.items():
+        scored = ~np.isnan(score[rows])
+        for annotation in sorted(set(names[scored])):
+            positive = names[scored] == annotation
+            table = precision_within_patients(positive, score[rows][scored], owner[scored])
+            out.append(table.assign(score=title, annotation=annotation))
+    whole = pd.concat(out, ignore_index=True)
+    return whole[["score", "annotation", *[c for c in whole.columns if c not in ("score", "annotation")]]]
+
+
+def concepts_chosen_elsewhere(
+    annotations: pd.DataFrame, cells: Cells, cohort: Cohort, most: float = 0.1
+) -> pd.DataFrame:
+    """Rank the annotated cells of each patient by one concept a kind of cell, chosen on the annotated cells of the others.
+
+    For a patient the concept with the highest mean average precision within the other patients is taken, so that no
+    annotation of its own chooses.
+
+    Parameters
+    ----------
+    annotations, cells, cohort
+        As in `score_annotations`.
+    most
+        Kinds with a larger share of the annotated cells are no rare ones and left out; so are those in one patient only.
+
+    Returns
+    -------
+    As `score_annotations`, and ``latent``; ``score`` is "concept chosen on the other patients".
+
+    Raises
+    ------
+    CytosaeError
+        As in `score_annotations`.
+    """
+    rows, names, owner = _annotated(annotations, cells, cohort)
+    values = {who: cohort.maximum[rows[owner == who]].toarray() for who in np.unique(owner)}
+    out = []
+    for annotation in sorted(set(names)):
+        positive = names == annotation
+        some = [who for who in values if 0 < positive[owner == who].sum() < (owner == who).sum()]
+        if positive.mean() > most or len(some) < 2:
+            continue
+        found = np.stack([_precisions(positive[owner == who], values[who]) for who in some])
+        for i, who in enumerate(some):
+            latent = int(np.delete(found, i, 0).mean(0).argmax())
+            mine = owner == who
+            table = precision_within_patients(positive[mine], values[who][:, latent].astype(np.float64), owner[mine])
+            out.append(table.assign(score="concept chosen on the other patients", annotation=annotation, latent=latent))
+    columns = [
+        "score",
+        "annotation",
+        "patient",
+        "n_cells",
+        "n_positive",
+        "average_precision",
+        "chance",
+        "first",
+        "latent",
+    ]
+    return pd.concat(out, ignore_index=True)[columns] if out else pd.DataFrame(columns=columns)
+
+
+def _precisions(positive: Bools, values: npt.NDArray[Any]) -> Floats:
+    """`average_precision` of every column of values [n_cells, n]."""
+    total = np.zeros(values.shape[1])
+    for i in np.flatnonzero(positive):
+        above = values >= values[i]
+        total += above[positive].sum(0) / above.sum(0)
+    return np.asarray(total / positive.sum())
+
+
+def _annotated(
+    annotations: pd.DataFrame, cells: Cells, cohort: Cohort
+) -> tuple[Ints, npt.NDArray[Any], npt.NDArray[Any]]:
+    """Of the annotated cells that are in the cohort: rows of its matrices, what they are called, and their patients."""
     if cohort.cell_ids is None:
         raise CytosaeError("The cohort does not know the ids of its cells; read it with read_cohort.")
     frame = cells.frame.set_index("cell_id").loc[cohort.cell_ids]
@@ -153,13 +230,4 @@ def score_annotations(
     if not len(known):
         raise CytosaeError("No annotated cell is in the cohort; patients and file names must be those of AML_Hehr.")
     rows, names = at[known], annotations["annotation"].to_numpy(object)[known]
-    owner = cohort.patients["patient"].astype(str).to_numpy(object)[cohort.owner[rows]]
-    out = []
-    for title, score in scores.items():
-        scored = ~np.isnan(score[rows])
-        for annotation in sorted(set(names[scored])):
-            positive = names[scored] == annotation
-            table = precision_within_patients(positive, score[rows][scored], owner[scored])
-            out.append(table.assign(score=title, annotation=annotation))
-    whole = pd.concat(out, ignore_index=True)
-    return whole[["score", "annotation", *[c for c in whole.columns if c not in ("score", "annotation")]]]
+    return rows, names, cohort.patients["patient"].astype(str).to_numpy(object)[cohort.owner[rows]]

@@ -1,17 +1,20 @@
-"""Solvers of the penalised multinomial regressions: Newton where small, L-BFGS where large, and the lasso on an active set."""
+"""Solvers of the penalised multinomial regressions: truncated Newton along a path of penalties, and the lasso on an active set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from cytosae.patients._cohort import Floats, Ints
 
-#: Coefficients up to which Newton's method is used.
-NEWTON = 600
 #: Patients up to which the span is found by a singular value decomposition; above, from the products of patients.
 _SVD = 400
+#: Newton's method ends where a step promises less than this share of the loss. Steps at most; of the conjugate gradients each.
+_ENOUGH, _NEWTON, _INNER = 1e-8, 60, 250
+#: Conjugate gradients end where they have lowered the (scaled) residual to this share: the next step mends the rest.
+_FORCING = 0.1
 #: Steps of the lasso at most, and between looks at the objective.
 _MOST, _LOOK = 2000, 20
 
@@ -28,78 +31,90 @@ def span(Z: Floats) -> tuple[Floats, Floats]:
     return U[:, kept] * S[kept], (U[:, kept] / S[kept]).T
 
 
-def newton(Z: Floats, y: Ints, C: float, W: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """Newton's method with step halving for the loss of `fit_l2`, from the start (W, b); W [K, r], b [K]."""
-    n, r = Z.shape
-    K = len(b)
-    X = np.concatenate([Z, np.ones((n, 1))], axis=1)
-    theta = np.concatenate([W, b[:, None]], axis=1)
-    ridge = np.concatenate([np.full(r, 1 / C), [0.0]])
-    target = np.eye(K)[y]
-    # adding one number to all intercepts changes nothing: without this the equations have no single solution
-    shift = np.zeros((K, r + 1, K, r + 1))
-    shift[:, r, :, r] = 1.0
-
-    def loss_of(at: Floats) -> float:
-        logits = X @ at.T
-        top = logits.max(1)
-        return float((top + np.log(np.exp(logits - top[:, None]).sum(1)) - logits[np.arange(n), y]).sum()
-                     + 0.5 * (ridge * at**2).sum())  # fmt: skip
-
-    loss = loss_of(theta)
-    for _ in range(100):
-        P = softmax(X @ theta.T)
-        gradient = (P - target).T @ X + ridge * theta
-        if np.abs(gradient).max() < 1e-10:
-            break
-        hessian = shift.copy()
-        for k in range(K):
-            for m in range(k, K):
-                block = (X * (P[:, k] * ((k == m) - P[:, m]))[:, None]).T @ X
-                hessian[k, :, m] += block
-                if m > k:
-                    hessian[m, :, k] += block
-        hessian = hessian.reshape(K * (r + 1), K * (r + 1)) + np.diag(np.tile(ridge, K))
-        step = np.linalg.solve(hessian, gradient.ravel()).reshape(K, r + 1)
-        length, ahead = 1.0, loss_of(theta - step)
-        while ahead > loss + 1e-12 and length > 1e-10:
-            length /= 2
-            ahead = loss_of(theta - length * step)
-        theta = theta - length * step
-        before, loss = loss, ahead
-        if before - loss < 1e-13 and np.abs(step).max() < 1e-9:
-            break
-    return theta[:, :r], theta[:, r]
+def rotated(Z: Floats) -> tuple[Floats, Floats]:
+    """Z in its principal directions, and these: the penalty sees no rotation, the solver does."""
+    directions = np.linalg.eigh(Z.T @ Z)[1].T
+    return Z @ directions.T, directions
 
 
-def lbfgs(Z: Floats, y: Ints, C: float, W: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """The same minimum where a matrix of second derivatives would be large.
+def ridge_path(Z: Floats, y: Ints, n_classes: int, Cs: Sequence[float]) -> list[tuple[Floats, Floats]]:
+    """Minimise the sum of log losses + |coefficients|^2 / (2 C), intercepts free, for one C after the other.
 
-    The coordinates are scaled by the root of a bound on the second derivatives, which makes the columns of a span alike.
+    Parameters
+    ----------
+    Z, y
+        [n, r] features whose columns are orthogonal (`span`, `rotated`), and int64 [n] classes.
+
+    Returns
+    -------
+    For each C W [n_classes, r] and b [n_classes].
+
+    Notes
+    -----
+    Newton's method with step halving. Its equations are solved by conjugate gradients, in single precision and not to the
+    end (Dembo, Eisenstat & Steihaug, SIAM J. Numer. Anal. 19, 1982); loss and gradient are in double precision, so the
+    minimum is too. The columns being orthogonal, dividing by the mean second derivatives makes them alike. Each C starts
+    from the last solution, or from where the last two point to, whichever has the lower loss.
     """
-    from scipy.optimize import minimize
+    X = np.concatenate([Z, np.ones((len(Z), 1))], axis=1)
+    rough, lengths = X.astype(np.float32), (X**2).sum(0)
+    target = np.eye(n_classes)[:, y]
+    theta = before = np.zeros((n_classes, X.shape[1]))
+    out = []
 
-    n, r = Z.shape
-    K = len(b)
-    target = np.eye(K)[y]
-    scale = np.concatenate([np.sqrt((Z**2).sum(0) / 4 + 1 / C), [np.sqrt(n / 4)]])
-    Zt = np.ascontiguousarray(Z.T)
+    def loss_of(at: Floats, logits: Floats, ridge: Floats) -> float:
+        top = logits.max(0)
+        data = top + np.log(np.exp(logits - top).sum(0)) - (logits * target).sum(0)
+        return float(data.sum() + 0.5 * (ridge * at**2).sum())
 
-    def loss_of(flat: Floats) -> tuple[float, Floats]:
-        theta = flat.reshape(K, r + 1) / scale
-        logits = Z @ theta[:, :r].T + theta[:, r]
-        top = logits.max(1, keepdims=True)
-        raised = np.exp(logits - top)
-        total = raised.sum(1, keepdims=True)
-        loss = (top + np.log(total)).sum() - (logits * target).sum() + 0.5 / C * (theta[:, :r] ** 2).sum()
-        residual = raised / total - target
-        gradient = np.concatenate([(Zt @ residual).T + theta[:, :r] / C, residual.sum(0)[:, None]], axis=1) / scale
-        return float(loss), gradient.ravel()
+    for C in Cs:
+        ridge = np.append(np.full(Z.shape[1], 1 / C), 0.0)
+        starts = [(at, at @ X.T) for at in (theta, 2 * theta - before)]
+        before = theta
+        loss, i = min((loss_of(*start, ridge), i) for i, start in enumerate(starts))
+        theta, logits = starts[i]
+        for _ in range(_NEWTON):
+            P = softmax(logits.T).T
+            gradient = (P - target) @ X + ridge * theta
+            curvature = np.maximum((P * (1 - P)).mean(1)[:, None] * lengths + ridge, 1e-30)
+            step = _newton_step(rough, P, gradient, curvature, ridge)
+            along, promised, length = step @ X.T, float((gradient * step).sum()), 1.0
+            while (ahead := loss_of(theta - length * step, logits - length * along, ridge)) > (
+                loss - 1e-4 * length * promised
+            ) and length > 1e-6:
+                length /= 2
+            if ahead > loss:
+                break
+            theta, logits, loss = theta - length * step, logits - length * along, ahead
+            if promised < _ENOUGH * loss:
+                break
+        out.append((theta[:, :-1], theta[:, -1]))
+    return out
 
-    start = (np.concatenate([W, b[:, None]], axis=1) * scale).ravel()
-    options = {"maxiter": 2000, "maxfun": 4000, "gtol": 1e-6, "ftol": 1e-13}
-    theta = minimize(loss_of, start, jac=True, method="L-BFGS-B", options=options).x.reshape(K, r + 1) / scale
-    return theta[:, :r], theta[:, r]
+
+def _newton_step(X: npt.NDArray[np.float32], P: Floats, gradient: Floats, curvature: Floats, ridge: Floats) -> Floats:
+    """Second derivatives^-1 @ gradient, roughly, by conjugate gradients scaled by `curvature` [n_classes, r + 1]."""
+    size = float(np.abs(gradient).max()) or 1.0
+    P32, inverse, ridge32 = P.astype(np.float32), (1 / curvature).astype(np.float32), ridge.astype(np.float32)
+    residual = (gradient / size).astype(np.float32)
+    step, direction = np.zeros_like(residual), residual * inverse
+    now = first = float((residual * direction).sum())
+    for _ in range(_INNER):
+        along = direction @ X.T
+        along = P32 * (along - (P32 * along).sum(0))
+        product = along @ X + ridge32 * direction
+        bend = float((direction * product).sum())
+        if bend <= 0:
+            break
+        length = np.float32(now / bend)
+        step += length * direction
+        residual -= length * product
+        scaled = residual * inverse
+        last, now = now, float((residual * scaled).sum())
+        if now <= _FORCING**2 * first:
+            break
+        direction = scaled + np.float32(now / last) * direction
+    return np.asarray(step.astype(np.float64) * size)
 
 
 def lasso_path(Z: Floats, y: Ints, n_classes: int, ratios: Sequence[float]) -> list[tuple[Floats, Floats, float]]:

@@ -41,3 +41,26 @@ class LogAxis:
                 if self.low <= math.log10(value) <= self.high:
                     out.append((self.at(value), f"{value:.3g}" if value >= 1e-3 else f"{value:.0e}"))
         return out
+
+
+@dataclass(frozen=True)
+class LinearAxis:
+    """A plain axis: values `low` to `high` lie at pixels `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """Pixel of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self, n: int = 5) -> list[tuple[float, str]]:
+        """(pixel, text) at about `n` multiples of 1, 2 or 5 times a power of ten."""
+        rough = (self.high - self.low) / n
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * (1 - 1e-9))
+        first = math.ceil(self.low / step - 1e-9)
+        values = [k * step for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        return [(self.at(v), f"{v:g}".replace("-", "\u2212")) for v in (round(v, 10) for v in values)]

@@ -15,6 +15,7 @@ from cytosae.reports._gallery import describe
 from cytosae.reports._heatmap import HeatMap, heat_map
 from cytosae.reports._pictures import Overlay, overlay
 from cytosae.reports._run import Run
+from cytosae.reports._volcano import Volcano, names_beside, volcanoes
 
 #: A difference is called found below this share of expected false findings.
 FDR = 0.05
@@ -81,6 +82,7 @@ class Scatter:
     height: int
     box: tuple[float, float, float, float]
     dots: list[tuple[float, float, str, str]]
+    names: list[tuple[float, float, str, int]]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     diagonal: tuple[float, float, float, float]
@@ -99,6 +101,8 @@ class PatientsPage:
     smallest_p: float
     heat: HeatMap
     diagnoses: list[Diagnosis]
+    volcanoes: list[Volcano]
+    n_comparisons_left_out: int
     models: list[tuple[str, dict[str, Any], str]]
     one: OnePatient | None
     scatter: Scatter | None
@@ -114,6 +118,7 @@ def patients_page(run: Run) -> PatientsPage | None:
     table, record = found.differential, found.classification
     profiles = found.profiles[found.profiles.obs["n_cells"].to_numpy() > 0]
     diagnoses = [_diagnosis(run, found, matrix, str(name)) for name in record["classes"]]
+    panels, left_out = volcanoes(table, FDR)
     return PatientsPage(
         record=record,
         simulated=found.simulated,
@@ -124,6 +129,8 @@ def patients_page(run: Run) -> PatientsPage | None:
         smallest_p=float(table["smallest_p"].max()) if len(table) else float("nan"),
         heat=heat_map(profiles, found.target, _columns(table, profiles)),
         diagnoses=diagnoses,
+        volcanoes=panels,
+        n_comparisons_left_out=left_out,
         models=_models(record),
         one=_one_patient(run, found, matrix),
         scatter=_scatter(profiles, table, found.target),
@@ -275,11 +282,16 @@ def _scatter(profiles: Any, table: pd.DataFrame, target: str) -> Scatter | None:
     x, y = (X[(profiles.obs[target] == n).to_numpy()].mean(0) for n in (x_name, y_name))
     across, up = LogAxis.over(x, _BOX[0], _BOX[2]), LogAxis.over(y, _BOX[3], _BOX[1])
     found = {n: set(table[(table["diagnosis"] == n) & (table["q"] < FDR)]["latent"]) for n in (x_name, y_name)}
-    dots = []
+    dots, hits = [], []
     for i in np.flatnonzero((x > 0) | (y > 0)):
         kind = "x" if i in found[x_name] else "y" if i in found[y_name] else ""
         dots.append((across.at(x[i]), up.at(y[i]), kind, f"Concept {i}: {x[i]:.1%} against {y[i]:.1%} of cells"))
+        if kind:
+            hits.append((across.at(x[i]), up.at(y[i]), int(i)))
     dots.sort(key=lambda d: d[2])
+    hits.sort(key=lambda h: (-abs(h[0] - _BOX[0] - _BOX[3] + h[1]), h[2]))  # the farthest from the diagonal first
     low, high = max(across.low, up.low), min(across.high, up.high)
     diagonal = (across.at(10**low), up.at(10**low), across.at(10**high), up.at(10**high))
-    return Scatter(x_name, y_name, *_SIDE, _BOX, dots, across.ticks(), up.ticks(), diagonal)
+    return Scatter(
+        x_name, y_name, *_SIDE, _BOX, dots, names_beside(hits, _BOX, 12), across.ticks(), up.ticks(), diagonal
+    )
