@@ -13,6 +13,7 @@ from cytosae.sae.models import (
     Error,
     JumpRelu,
     auxiliary_term,
+    cluster_rows,
     ghost_gradients,
     group_bounds,
     resample,
@@ -276,3 +277,37 @@ def test_the_scale_of_the_inputs_is_folded_into_the_weights() -> None:
     y = trainer.path.decode(codes, trainer.weights.D, trainer.model.bounds)[0] + trainer.b_dec
     assert torch.allclose(sae.encode(tokens), codes.dense() / trainer.scale, atol=1e-4)
     assert torch.allclose(sae.decode(sae.encode(tokens)), y / trainer.scale + trainer.shift, atol=1e-4)
+
+
+def test_clusters_are_where_the_tokens_are() -> None:
+    g = torch.Generator().manual_seed(3)
+    truth = torch.nn.functional.normalize(torch.randn(20, 32, generator=g), dim=1)
+    which = torch.randint(20, (2000,), generator=g)
+    points = truth[which] * (1 + 3 * torch.rand(2000, 1, generator=g)) + 0.05 * torch.randn(2000, 32, generator=g)
+    points[7] = 0
+    rows = cluster_rows(40, points, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(40))
+    assert (truth @ rows.T).amax(1).min() > 0.98  # twice as many centres as directions: each direction has one
+    assert (rows @ truth.T).amax(1).min() > 0.9  # and no centre is anywhere else
+    assert torch.equal(rows, cluster_rows(40, points, torch.Generator().manual_seed(0)))
+    other = cluster_rows(40, points, torch.Generator().manual_seed(1))
+    assert not torch.equal(rows, other)
+
+
+def test_with_fewer_tokens_than_latents_every_token_starts_one() -> None:
+    points = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    rows = cluster_rows(12, torch.cat([points, torch.zeros(3, 8)]), torch.Generator().manual_seed(0))
+    assert rows.shape == (12, 8)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(12))
+    unit = torch.nn.functional.normalize(points, dim=1)
+    torch.testing.assert_close((unit @ rows.T).amax(1), torch.ones(5))
+
+
+def test_a_dictionary_may_start_at_clusters() -> None:
+    trainer, _ = trainer_of("start=clusters", recipe="default")
+    g = torch.Generator().manual_seed(5)
+    tokens = torch.randn(96, 12, generator=g) * torch.linspace(0.3, 2, 12) + 3
+    unit = torch.nn.functional.normalize(tokens - tokens.mean(0), dim=1)
+    assert (trainer.weights.D @ unit.T).amax(1).min() > 0.7  # a centre of at least two tokens is near them
+    first = [trainer.step(tokens, step)["error"] for step in range(60)]
+    assert first[-1] < 0.7 * first[0] < 0.7  # alike centres do not overshoot: never worse than the mean token

@@ -57,9 +57,10 @@ class Recipe:
     inputs
         ``standardise`` (centred, mean norm sqrt(d_in); folded into the weights at the end) or ``raw``.
     start
-        ``tied`` (encoder = decoder, unit rows, see `blend`), or ``published`` (untied, Kaiming uniform).
+        ``clusters`` (decoder rows are centres of a k-means of the tokens' directions, the encoder a sixteenth of them), ``tied``
+        (encoder = decoder, unit rows, see `blend`), or ``published`` (untied, Kaiming uniform).
     blend
-        Decoder rows at the start: random directions (0), centred training tokens (1), or a blend, scaled to unit length.
+        Of ``start=tied``, decoder rows: random directions (0), centred training tokens (1), or a blend, scaled to unit length.
     decoder
         ``trained``, or ``frozen``: the directions stay as they start, a control for what a dictionary learns.
     bias
@@ -80,7 +81,7 @@ class Recipe:
 
     name: str = "default"
     model: str = "batchtopk"
-    expansion: int = 16
+    expansion: int = 4
     k: int = 32
     levels: tuple[float, ...] = (1 / 16, 1 / 4)
     l1: float = 0.0
@@ -90,24 +91,24 @@ class Recipe:
     tokens: str = "patch"
     background: float = 1.0
     cells_per_step: int = 0
-    presentations: int = 10_000_000
-    batch: int = 1024
-    lr: float = 1.1e-3
+    presentations: int = 6_000_000
+    batch: int = 512
+    lr: float = 1.4e-3
     beta1: float = 0.9
     beta2: float = 0.999
     warmup: int = 200
-    decay: float = 0.33
+    decay: float = 0.6
     error: str = "fvu"
     inputs: str = "standardise"
-    start: str = "tied"
+    start: str = "clusters"
     blend: float = 0.0
     decoder: str = "trained"
     bias: str = "zero"
     normalise: str = "after"
     dead: str = "auxk"
-    dead_after: int = 120_000
+    dead_after: int = 30_000
     aux_k: int = 64
-    aux_weight: float = 1 / 16
+    aux_weight: float = 1.0
     resample_every: int = 500
     products: str = "auto"
 
@@ -133,7 +134,7 @@ class Recipe:
             "decay": 0 <= self.decay <= 1,
             "error": self.error in ("fvu", "norm"),
             "inputs": self.inputs in ("standardise", "raw"),
-            "start": self.start in ("tied", "published"),
+            "start": self.start in ("clusters", "tied", "published"),
             "blend": 0 <= self.blend <= 1,
             "decoder": self.decoder in ("trained", "frozen"),
             "bias": self.bias in ("zero", "geometric-median"),
@@ -165,6 +166,8 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="small",
             expansion=2,
+            start="tied",
+            decay=0.33,
             k=8,
             background=0.02,
             presentations=1_500_000,
@@ -174,11 +177,15 @@ RECIPES: dict[str, Recipe] = {
             dead_after=100_000,
             aux_weight=1 / 32,
         ),
-        Recipe(name="relu-l1", model="relu-l1", k=1, l1=0.003, lr=6e-3, warmup=50, dead="nothing"),
+        Recipe(
+            name="relu-l1", model="relu-l1", expansion=16, k=1, l1=0.003, presentations=10_000_000, batch=1024, lr=6e-3, warmup=50,
+            decay=0.33, start="tied", dead="nothing", dead_after=120_000, aux_weight=1 / 16,
+        ),
         Recipe(
             name="cytosae-2025", model="relu-l1", expansion=64, k=1, l1=8e-5, tokens="all", cells_per_step=64,
-            presentations=1_000_000, lr=4e-4, warmup=500, decay=0.0, error="norm", inputs="raw", start="published",
+            presentations=1_000_000, batch=1024, lr=4e-4, warmup=500, decay=0.0, error="norm", inputs="raw", start="published",
             bias="geometric-median", normalise="before", dead="ghost", dead_after=64,
+            aux_weight=1 / 16,
         ),
     ]
 }  # fmt: skip

@@ -20,6 +20,7 @@ from cytosae.sae.models import (
     ReluL1,
     TopK,
     auxiliary_term,
+    cluster_rows,
     geometric_median,
     ghost_gradients,
     group_bounds,
@@ -33,6 +34,8 @@ from cytosae.training._recipes import Recipe
 
 #: A loss so many times the lowest smoothed loss so far is a spike.
 _SPIKE = 20.0
+#: Encoder rows of ``start=clusters`` are so much of the decoder's: neighbouring centres are alike, and their codes add up.
+CLUSTERS_ENCODE = 1 / 16
 _WEIGHTS = ("E", "D", "b_enc", "E_avg", "E_square", "D_avg", "D_square", "b_avg", "b_square")
 
 
@@ -102,6 +105,9 @@ class Trainer:
         generator = torch.Generator().manual_seed(seed)
         if recipe.start == "published":
             E, D = published_start(n, d, generator)
+        elif recipe.start == "clusters":
+            D = cluster_rows(n, facts.sample - facts.mean, generator)
+            E = D * CLUSTERS_ENCODE
         else:
             D = start_rows(n, facts.sample - facts.mean, recipe.blend, generator)
             E = D.clone()

@@ -6,7 +6,7 @@ from cytosae.sae.models.dead import AuxK, auxiliary_term, ghost_gradients, resam
 from cytosae.sae.models.jumprelu import JumpRelu
 from cytosae.sae.models.matryoshka import Matryoshka, group_bounds
 from cytosae.sae.models.relu import ReluL1
-from cytosae.sae.models.start import geometric_median, published_start, start_rows
+from cytosae.sae.models.start import cluster_rows, geometric_median, published_start, start_rows
 from cytosae.sae.models.topk import TopK
 
 #: Names that a recipe may give.
@@ -24,6 +24,7 @@ __all__ = [
     "ReluL1",
     "TopK",
     "auxiliary_term",
+    "cluster_rows",
     "geometric_median",
     "ghost_gradients",
     "group_bounds",

@@ -27,6 +27,43 @@ def start_rows(n_latents: int, points: torch.Tensor, blend: float, generator: to
     return normalize(rows, dim=1)
 
 
+#: Of `cluster_rows`: tokens a cluster (as far as there are so many), passes over them, tokens compared at once.
+_PER_CLUSTER, _PASSES, _CHUNK = 50, 15, 4096
+
+
+def cluster_rows(n_latents: int, points: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Centres of a spherical k-means of the tokens' directions (Dhillon and Modha, 2001): unit rows, float32 [n_latents, d_in].
+
+    In the first half of the passes a centre that has lost its tokens moves to the token that is farthest from its own
+    centre. With fewer directions than latents every token is a row, and random directions fill the rest.
+
+    Parameters
+    ----------
+    points
+        Centred training tokens, float32 [m, d_in].
+    generator
+        Of the random numbers, on the CPU.
+    """
+    normalize = torch.nn.functional.normalize
+    points = points.cpu()
+    points = points[points.norm(dim=1) > 0]
+    points = points[torch.randperm(len(points), generator=generator)[: _PER_CLUSTER * n_latents]]
+    x = normalize(points, dim=1)
+    if len(x) <= n_latents:
+        rest = torch.randn(n_latents - len(x), points.shape[1], generator=generator)
+        return torch.cat([x, normalize(rest, dim=1)])
+    centres = x[torch.randperm(len(x), generator=generator)[:n_latents]].clone()
+    for number in range(_PASSES):
+        best = [(part @ centres.T).max(1) for part in x.split(_CHUNK)]
+        likeness, nearest = torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
+        sums = torch.zeros_like(centres).index_add_(0, nearest, x)
+        alone = torch.bincount(nearest, minlength=n_latents) < 2
+        centres[~alone] = normalize(sums[~alone], dim=1)
+        if number < _PASSES // 2 and alone.any():
+            centres[alone] = x[likeness.topk(int(alone.sum()), largest=False).indices]
+    return normalize(centres, dim=1)
+
+
 def published_start(n_latents: int, d_in: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Encoder and decoder rows [n_latents, d_in] as the published code draws them: untied, Kaiming uniform, unit decoder.
 
