@@ -67,7 +67,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--credit", action="append", default=[], metavar="DATASET=TEXT", help="authors and licence")
     parser.add_argument("--technical", type=Path, help="technical.parquet of a scorecard of this dictionary")
     parser.add_argument("--scorecard", action="append", default=[], metavar="TITLE=FILE", help="for the model card")
-    parser.add_argument("--presentations", type=int, default=2_500_000)
+    parser.add_argument("--presentations", type=int, help="patches shown in training [default: the recipe's]")
     parser.add_argument("--reference-cells", type=int, default=1_500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/default"))
@@ -95,7 +95,7 @@ def main(given: Sequence[str]) -> None:
     source = options.sae or options.work / "trained"
     if options.sae is None:
         where = [*options.where, *([f"dataset!={','.join(kept_out)}"] if kept_out else [])]
-        recipe = override("default", ["expansion=8", f"presentations={options.presentations}"])
+        recipe = override("default", [f"presentations={options.presentations}"] if options.presentations else [])
         fit(store, cells, recipe, source, seed=options.seed, where=where, heldout=())
     rounded = options.work / "sae"
     if not _rounded(rounded, source):

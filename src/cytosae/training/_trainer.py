@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cytosae._errors import CytosaeError
+from cytosae._progress import say
 from cytosae.sae import SparseAutoencoder
 from cytosae.sae.models import (
     AuxK,
@@ -106,6 +107,7 @@ class Trainer:
         if recipe.start == "published":
             E, D = published_start(n, d, generator)
         elif recipe.start == "clusters":
+            say(f"fit: {n:,} clusters of the tokens to start from")
             D = cluster_rows(n, facts.sample - facts.mean, generator)
             E = D * CLUSTERS_ENCODE
         else:

@@ -27,15 +27,17 @@ def start_rows(n_latents: int, points: torch.Tensor, blend: float, generator: to
     return normalize(rows, dim=1)
 
 
-#: Of `cluster_rows`: tokens a cluster (as far as there are so many), passes over them, tokens compared at once.
-_PER_CLUSTER, _PASSES, _CHUNK = 50, 15, 4096
+#: Of `cluster_rows`: tokens a cluster (as far as there are so many); passes over them, at least and at most, within so many
+#: multiplications; tokens compared at once.
+_PER_CLUSTER, _PASSES, _WORK, _CHUNK = 50, (3, 15), 2e12, 4096
 
 
 def cluster_rows(n_latents: int, points: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Centres of a spherical k-means of the tokens' directions (Dhillon and Modha, 2001): unit rows, float32 [n_latents, d_in].
 
-    In the first half of the passes a centre that has lost its tokens moves to the token that is farthest from its own
-    centre. With fewer directions than latents every token is a row, and random directions fill the rest.
+    Fifteen passes, fewer where the dictionary is wide. In the first half of them a centre that has lost its tokens moves to
+    the token that is farthest from its own centre. With fewer directions than latents every token is a row, and random
+    directions fill the rest.
 
     Parameters
     ----------
@@ -53,13 +55,14 @@ def cluster_rows(n_latents: int, points: torch.Tensor, generator: torch.Generato
         rest = torch.randn(n_latents - len(x), points.shape[1], generator=generator)
         return torch.cat([x, normalize(rest, dim=1)])
     centres = x[torch.randperm(len(x), generator=generator)[:n_latents]].clone()
-    for number in range(_PASSES):
+    passes = int(min(max(_WORK / (len(x) * centres.numel()), _PASSES[0]), _PASSES[1]))
+    for number in range(passes):
         best = [(part @ centres.T).max(1) for part in x.split(_CHUNK)]
         likeness, nearest = torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
         sums = torch.zeros_like(centres).index_add_(0, nearest, x)
         alone = torch.bincount(nearest, minlength=n_latents) < 2
         centres[~alone] = normalize(sums[~alone], dim=1)
-        if number < _PASSES // 2 and alone.any():
+        if number < passes // 2 and alone.any():
             centres[alone] = x[likeness.topk(int(alone.sum()), largest=False).indices]
     return normalize(centres, dim=1)
 
