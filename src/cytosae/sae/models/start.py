@@ -57,7 +57,7 @@ def cluster_rows(n_latents: int, points: torch.Tensor, generator: torch.Generato
     centres = x[torch.randperm(len(x), generator=generator)[:n_latents]].clone()
     passes = int(min(max(_WORK / (len(x) * centres.numel()), _PASSES[0]), _PASSES[1]))
     for number in range(passes):
-        best = [(part @ centres.T).max(1) for part in x.split(_CHUNK)]
+        best = [(x[i : i + _CHUNK] @ centres.T).max(1) for i in range(0, len(x), _CHUNK)]
         likeness, nearest = torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
         sums = torch.zeros_like(centres).index_add_(0, nearest, x)
         alone = torch.bincount(nearest, minlength=n_latents) < 2
