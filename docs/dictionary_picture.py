@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from cytosae import Cells, SparseAutoencoder, TokenStore, load_sae, read_cells
-from cytosae.cells import ImageReader, decode_image
+from cytosae import SparseAutoencoder, TokenStore, load_sae, read_cells
+from cytosae.cells import Cells, ImageReader, decode_image
 from cytosae.evaluation._bootstrap import precisions_of_many
 from cytosae.evaluation._origins import common_labels
 from cytosae.reports._canvas import FAINT, Canvas, outline, square
@@ -87,7 +87,8 @@ def row(
 
     unit = int(np.argmax(precision(values, positive, asked & half)))
     one = values[:, [unit]]
-    said = f"{value.replace('_', ' ')}{' among ' + among + 's' if among else ''}: concept {unit}, AP {precision(one, positive, asked & ~half)[0]:.2f}"
+    what = "" if column == "label" else column.replace("_", " ") + " "
+    said = f"{what}{value.replace('_', ' ')}{' among ' + among + 's' if among else ''}: concept {unit}, AP {precision(one, positive, asked & ~half)[0]:.2f}"
     yes = frame["common"].eq(value).to_numpy()
     if column == "label":
         said += f" blood, {precision(one, yes & ~blood, ~blood)[0]:.2f} marrow"
@@ -105,7 +106,7 @@ def row(
             right = bool(yes[at]) if column == "label" else bool(positive[at])
             known = column == "label" or group == 0
             label = str(cell["common"] if column == "label" or group else cell[column])
-            canvas.text(left, y + 22 + SIDE, label[:16], 11, colour=FAINT if right or not known else "#c02020")
+            canvas.text(left, y + 22 + SIDE, label, 11, width=SIDE, colour=FAINT if right or not known else "#c02020")
 
 
 if __name__ == "__main__":
