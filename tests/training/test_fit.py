@@ -158,3 +158,9 @@ def test_tokens_that_are_all_equal_teach_nothing(tmp_path: Path, cell_folder: Pa
     store = extract_tokens(cells, PatchColours(), tmp_path / "t")  # type: ignore[arg-type]
     with pytest.raises(CytosaeError, match="nothing to learn"):
         fit(store, cells, override("small", TINY), tmp_path / "sae", where=(), heldout=())
+
+
+def test_a_blend_that_would_be_ignored_is_refused() -> None:
+    with pytest.raises(CytosaeError, match="belongs to start=tied"):
+        override("default", ["blend=0.5"])
+    assert override("default", ["blend=0.5", "start=tied"]).blend == 0.5

@@ -19,7 +19,9 @@ from cytosae.cli._common import done, verb, where_option
 @click.option("--sae", "saes", multiple=True, type=click.Path(path_type=Path),
               help="A further dictionary for the front over sparsity, or the index's own where it does not lie beside it; repeatable.")  # fmt: skip
 @click.option(
-    "--frozen", type=click.Path(path_type=Path), help="A dictionary fitted with --set decoder=frozen, as a control."
+    "--frozen",
+    type=click.Path(path_type=Path),
+    help="A dictionary fitted with --set decoder=frozen --set start=tied, as a control.",
 )
 @click.option(
     "--train-frozen", is_flag=True, help="Train that control now, by the dictionary's own recipe; kept for later."

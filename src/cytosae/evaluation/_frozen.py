@@ -28,7 +28,7 @@ def train_frozen(cells: Cells, stores: Sequence[TokenStore], sae: Path, out: Pat
     if len(stores) != 1 or manifest["inputs"].get("tokens") != stores[0].hash or "recipe" not in config:
         raise UsageError(
             f"{sae} was trained on other tokens than these, or does not say how; train the control with "
-            "'cytosae fit ... --set decoder=frozen' and give it with --frozen."
+            "'cytosae fit ... --set decoder=frozen --set start=tied' and give it with --frozen."
         )
     recipe: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["recipe"].items()}
     recipe |= {"decoder": "frozen", "start": "tied", "blend": 0.0}

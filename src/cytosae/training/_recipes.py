@@ -151,6 +151,8 @@ class Recipe:
                 raise UsageError(f"{name}={getattr(self, name)} is not a possible value in recipe {self.name!r}.")
         if self.dead == "ghost" and self.error != "norm":
             raise UsageError("dead=ghost belongs to error=norm (the published loss); use dead=auxk with error=fvu.")
+        if self.blend and self.start != "tied":
+            raise UsageError(f"blend={self.blend} belongs to start=tied; give both with --set.")
         if self.background < 1 and self.tokens != "patch":
             raise UsageError(f"background={self.background} chooses among patches; use it with tokens=patch.")
 
