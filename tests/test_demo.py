@@ -160,6 +160,21 @@ def test_the_report_holds_what_it_promises_and_asks_nothing_of_the_network(demo_
     assert not outside
 
 
+def test_a_patients_concept_that_lies_off_the_cell_is_said_to(demo_run: Path) -> None:
+    from cytosae.reports._patients import patients_page
+    from cytosae.reports._run import Run
+
+    found = patients_page(Run(demo_run))
+    assert found is not None
+    assert found.one is not None
+    shares = [x.on_cell for x in found.one.reasons]
+    hits = [hit.on_cell for d in found.diagnoses for hit in d.hits]
+    assert all(not share < 0 and not share > 1 + 1e-6 for share in shares + hits)  # nan: without exemplars
+    page = (demo_run / "report.html").read_text("utf-8")
+    assert page.count("mostly off the cell</b>") == sum(share < 0.5 for share in shares)
+    assert page.count("of it lies on the cell): not this cell's morphology.") == sum(share < 0.5 for share in hits)
+
+
 def test_marrow_is_never_trained_on_and_simulated_patients_share_no_cell_with_the_dictionary(demo_run: Path) -> None:
     from cytosae.patients import read_patients
 

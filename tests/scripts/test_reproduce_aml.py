@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
+from cytosae import load_sae
 from cytosae.cells import ImageParquet, bundled_path, read_cells
 from cytosae.cli._main import run as cytosae_run
 from cytosae.concepts import read_cells_by_concepts
@@ -142,6 +144,39 @@ def test_a_dictionary_on_disk_is_taken_in_place_of_training(words, tmp_path):
         assert record["protocols"][name]["models"] == before["protocols"][name]["models"]
         assert record["protocols"][name]["dictionary"]["setting"] == before["protocols"][name]["dictionary"]["setting"]
     assert record["rare_cells"] == before["rare_cells"]
+
+
+def test_the_published_checkpoint_is_taken_as_it_is(words, tmp_path, monkeypatch):
+    """A pickle as the published program writes it goes through import, index and patients, under its own name."""
+    run, out = Path(words[words.index("--out") + 1]), tmp_path / "run"
+    ours = load_sae(run / "sae")
+    config = type("ViTSAERunnerConfig", (), {"__module__": "src.sae_training.config"})
+    given = config()
+    given.__dict__ = {"d_in": ours.d_in, "d_sae": ours.n_latents, "block_layer": -2, "class_token": True}
+    state = {"W_enc": ours.W_enc, "b_enc": ours.b_enc - 0.5, "W_dec": ours.W_dec, "b_dec": ours.b_dec}
+    with monkeypatch.context() as patch:
+        for name in ("src", "src.sae_training", "src.sae_training.config"):
+            patch.setitem(sys.modules, name, SimpleNamespace(ViTSAERunnerConfig=config))
+        torch.save(
+            {"cfg": given, "state_dict": {k: v.detach().clone() for k, v in state.items()}}, tmp_path / "released.pt"
+        )
+    where = words.index("--out") + 1
+    assert script().main([*words[:where], str(out), *words[where + 1 :], "--sae", str(tmp_path / "released.pt")]) == 0
+    record = json.loads((out / "aml_table.json").read_text())
+    assert set(record["stages"]) == {
+        "cells",
+        "tokens",
+        "import",
+        "index",
+        "patients, published folds",
+        "patients, repeated CV",
+    }
+    taken = load_sae(out / "sae")
+    assert torch.equal(taken.W_dec, ours.W_dec)
+    assert taken.activation == "relu"
+    for name in ("published", "repeated"):
+        assert "concept_profile" in record["protocols"][name]["models"]
+        assert record["protocols"][name]["dictionary"]["setting"] == "unknown"
 
 
 def test_make_hands_the_dictionary_on():

@@ -19,5 +19,5 @@ def on_cell_share(maps: npt.NDArray[Any], cells: npt.NDArray[Any]) -> float:
     -------
     sum(maps * cells) / sum(maps); NaN where the concept is nowhere active.
     """
-    total = float(maps.sum())
-    return float((maps * cells).sum()) / total if total > 0 else float("nan")
+    total = float(maps.sum(dtype=np.float64))
+    return float((maps * cells).sum(dtype=np.float64)) / total if total > 0 else float("nan")

@@ -11,7 +11,7 @@ import pandas as pd
 from cytosae.concepts import CellsByConcepts
 from cytosae.patients import Patients, contributions, read_patients
 from cytosae.reports._axis import LogAxis
-from cytosae.reports._gallery import describe
+from cytosae.reports._gallery import describe, on_cell
 from cytosae.reports._heatmap import HeatMap, heat_map
 from cytosae.reports._pictures import Overlay, overlay
 from cytosae.reports._run import Run
@@ -25,11 +25,12 @@ _SIDE, _BOX = (480, 470), (58.0, 14.0, 466.0, 420.0)
 
 @dataclass(frozen=True)
 class Hit:
-    """A concept that sets a diagnosis apart, and the cells of its patients that carry it."""
+    """A concept that sets a diagnosis apart, and the cells of its patients that carry it; `on_cell`: share of it on the cell."""
 
     latent: int
     row: dict[str, Any]
     top_label: str
+    on_cell: float
     pictures: list[Overlay]
 
 
@@ -46,9 +47,10 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Reason:
-    """What one concept adds to a patient's logit; `width` is in per cent of the largest shown."""
+    """What one concept adds to a patient's logit; `width` is in per cent of the largest shown, `on_cell` as in `Hit`."""
 
     latent: int
+    on_cell: float
     value: float
     cohort_mean: float
     contribution: float
@@ -154,9 +156,8 @@ def _diagnosis(run: Run, found: Patients, matrix: CellsByConcepts | None, name: 
         latent = int(row["latent"])
         label = run.index.concepts["top_label"][latent]
         cells = _cells_with(matrix, latent, found.target, name, row["effect"] < 0, above=_threshold(found, latent))
-        shown.append(
-            Hit(latent, row, label if isinstance(label, str) else "no label", _pictures(run, matrix, latent, cells))
-        )
+        top = label if isinstance(label, str) else "no label"
+        shown.append(Hit(latent, row, top, on_cell(run, run.index, latent), _pictures(run, matrix, latent, cells)))
     n = int((found.profiles.obs[found.target] == name).sum())
     return Diagnosis(name, n, len(hits), shown, float(rows["q"].min()) if len(rows) else float("nan"))
 
@@ -257,7 +258,7 @@ def _one_patient(run: Run, found: Patients, matrix: CellsByConcepts | None) -> O
     widest = float(shown["contribution"].abs().max()) or 1.0
     reasons = [
         Reason(
-            int(row["latent"]), float(row["value"]), float(row["cohort_mean"]), float(row["contribution"]),
+            int(row["latent"]), on_cell(run, run.index, int(row["latent"])), float(row["value"]), float(row["cohort_mean"]), float(row["contribution"]),
             100 * abs(float(row["contribution"])) / widest,
             _pictures(run, matrix, int(row["latent"]),
                       _cells_with(matrix, int(row["latent"]), "patient", chosen["patient"], n=3,
