@@ -16,7 +16,8 @@ from cytosae import CytosaeError, splice
 from cytosae._errors import UsageError
 from cytosae.backbones import Preprocessing
 from cytosae.evaluation import Context, keep_concepts, remove_concepts, steer
-from cytosae.evaluation._causal import Causal
+from cytosae.evaluation._causal import EQUAL, Causal
+from cytosae.evaluation._effects import Lab
 from cytosae.evaluation._interventions import Bench, Codes, Probes, equally_active
 
 
@@ -93,6 +94,29 @@ def test_removing_nothing_changes_nothing(small: World, tmp_path: Path) -> None:
 def test_a_random_dictionary_is_not_praised(small: World, tmp_path: Path) -> None:
     measured = Causal().measure(bench_context(small, tmp_path, "random"))
     assert not [c["what"] for c in measured["comparisons"] if c["verdict"] == "better"]
+
+
+def test_equal_candidates_stand_beside_full_width_and_are_the_same_where_nothing_is_left_out(
+    measured: dict[str, Any],
+) -> None:
+    found = {c["what"]: {**c, "what": ""} for c in measured["comparisons"]}
+    equal = [what for what in found if what.endswith(EQUAL)]
+    assert len(equal) * 2 == len(found)
+    assert any("no more units that fire" in note for note in measured["notes"])
+    for what in equal:
+        full = found[what.removesuffix(EQUAL)]
+        assert found[what]["dictionary"] == full["dictionary"]
+
+
+def test_fewer_candidates_are_all_that_is_chosen_from() -> None:
+    lab = Lab.__new__(Lab)
+    lab.ranked = {"dictionary": [np.array([3, 1, 0, 2])], "pca": [np.array([1, 0])]}
+    lab.energy = np.array([1.0, 2.0, 3.0, 4.0])
+    fewer = lab.among({"dictionary": np.array([0, 1]), "pca": np.arange(2)})
+    assert fewer.ranked["dictionary"][0].tolist() == [1, 0]
+    assert fewer.ranked["pca"][0].tolist() == [1, 0]
+    assert fewer.energy.tolist() == [1.0, 2.0, 0.0, 0.0]
+    assert lab.ranked["dictionary"][0].tolist() == [3, 1, 0, 2]
 
 
 def test_without_the_backbone_it_is_left_out(small: World, tmp_path: Path) -> None:

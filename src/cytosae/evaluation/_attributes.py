@@ -27,7 +27,7 @@ _KAPPAS = {"probe 1": "one concept a value", "probe 5": "five a value", "full": 
 class Attributes:
     """WBCAtt's eleven attributes: best single concepts, small probes, full probe; floor and annotators beside them."""
 
-    name, version = "attributes", 1
+    name, version = "attributes", 2
     title = "Morphological attributes"
     question = (
         "Do single concepts, or a few of them, say what pathologists see: size, shape, chromatin, vacuoles, granules?"

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cytosae._progress import say
 from cytosae.evaluation._bootstrap import Score, compare, draw_weights, mean_score
+from cytosae.evaluation._candidates import random_subsets
 from cytosae.evaluation._context import Context
 from cytosae.evaluation._effects import REMOVED, SIDES, Lab, Task, text
 from cytosae.evaluation._interventions import READOUTS, Bench, Codes, Probes
@@ -18,6 +19,10 @@ from cytosae.evaluation._targets import ATTRIBUTES, Target, targets_of
 from cytosae.evaluation._units import Units, pca_units, random_units
 
 Array = npt.NDArray[Any]
+#: (read-out, units removed, side) -> the drop of each target, and the same per size of change.
+Effects = dict[tuple[str, int, str], list[tuple[Score, Score]]]
+#: Ends the names of what is compared with as many candidates on every side.
+EQUAL = ", equal candidates"
 
 #: Cells to fit probes on; targets at most (types, attributes); cells with and without a target.
 _FITTED, _TYPES, _ATTRIBUTES, _WITH, _WITHOUT = 800, 6, 3, 16, 12
@@ -27,7 +32,7 @@ _FITTED_FAST, _TYPES_FAST, _ATTRIBUTES_FAST, _WITH_FAST, _WITHOUT_FAST = 200, 3,
 class Causal:
     """Removing, keeping and steering concepts with the dictionary's error left in place; PatchSAE's class-wise curve."""
 
-    name, version = "causal", 1
+    name, version = "causal", 2
     title = "Causal effect"
     question = "Does what the network says of a cell change when a concept is taken away or added, and only in that respect?"  # fmt: skip
 
@@ -50,25 +55,20 @@ class Causal:
         probes, spreads, base = _probes(context, targets, bench)
         weights = draw_weights(context.unit[rows], context.n_draws, context.seed)
         codes = {"dictionary": Codes(context.sae, bench), "random": Codes(context.random_dictionary, bench)}
-        ranked = _ranked(context, targets)
+        ranked, alive = _ranked(context, targets)
         lab = Lab(context, bench, codes, ranked, probes, spreads, base, weights)
-        effects: dict[tuple[str, int, str], list[tuple[Score, Score]]] = {}
-        for j, task in enumerate(tasks):
-            say(f"causal: {task.target.group} = {task.target.value}")
-            for k in REMOVED:
-                for side in ("dictionary", *SIDES):
-                    for readout, pair in lab.removed(side, j, task, k).items():
-                        effects.setdefault((readout, k, side), []).append(pair)
-        comparisons, table = [], []
-        for readout in READOUTS:
-            for k in REMOVED:
-                per_change = {s: mean_score([p[1] for p in effects[readout, k, s]]) for s in ("dictionary", *SIDES)}
-                raw = {s: mean_score([p[0] for p in effects[readout, k, s]]) for s in ("dictionary", *SIDES)}
-                controls = [(s, title, per_change[s]) for s, title in SIDES.items()]
-                what = f"{k} concept{'s' * (k > 1)} removed, {readout}"
-                comparisons.append(compare(f"{what}: selective drop per change", per_change["dictionary"], controls))
-                table.append([what, *(text(raw[s]) for s in raw), *(text(per_change[s]) for s in per_change)])
+        size = min(len(a) for a in alive.values())
+        subsets = {s: random_subsets(a, size, 1, context.seed)[0] for s, a in alive.items()}
+        fewer = lab.among({s: subsets[s] if len(alive[s]) > size else np.arange(len(ranked[s][0])) for s in alive})
+        effects, fewer_effects = _removed(lab, tasks), {}
+        changed = [s for s in ("dictionary", *SIDES) if len(alive["dictionary" if s == "matched" else s]) > size]
+        if changed:
+            fewer_effects = _removed(fewer, tasks, changed)
+        comparisons, table = _compared(effects, "")
+        equal, equal_table = _compared(effects | fewer_effects, EQUAL)
+        comparisons, table = comparisons + equal, table + equal_table
         steered, lines, steering_comparisons = lab.steering(tasks)
+        steering_comparisons += fewer.steering(tasks, (1.0,), EQUAL)[2]
         curve, series = lab.curve(tasks)
         names = ["dictionary", *SIDES]
         return {
@@ -82,15 +82,18 @@ class Causal:
             ],
             "series": [*lines, *series],
             "chosen": "Concepts were ranked by the standardised difference of their mean codes, probes fitted and typical codes measured on choosing cells; effects are of scored cells.",
-            "n": {"targets": len(tasks), "scored cells": len(rows), "cells to fit on": len(_fitted(context))},
+            "n": {"targets": len(tasks), "candidates in the equal comparison": size, "random choices of them": 1, "scored cells": len(rows), "cells to fit on": len(_fitted(context))},
             "notes": [
                 "x becomes x + (y after - y before): the dictionary's own error stays, so that removing nothing changes nothing.",
                 "A large change always does something: drops are compared at equal size of change, and beside equally active random concepts of the same dictionary.",
+                f"A wider dictionary offers more candidates. In the equal comparison every side chooses among {size:,} of its units that fire, drawn once at random, and equally active concepts are drawn from the same ones.",
+                *([] if "dictionary" in changed else ["The dictionary has no more units that fire than the smallest control: its equal comparison is that at full width."]),
+                "Class-wise removal compares with random concepts of the same dictionary and stands at full width only.",
                 "The class token is read out apart from the patches: it is not changed itself and hears of the change only through the blocks that follow.",
                 "Steering pushes tokens to places no cell may reach; the difference of the two means, a direction made for the purpose, stands beside it.",
                 "What a probe says is not what a person sees.",
             ],
-            "n_configurations": int(sum(len(r) for r in ranked["dictionary"])),
+            "n_configurations": int(sum(len(r) for at in (lab, fewer) for r in at.ranked["dictionary"])),
         }  # fmt: skip
 
 
@@ -147,21 +150,48 @@ def _probes(
     return probes, spreads, {r: p.scores(here[r]) for r, p in probes.items()}
 
 
-def _ranked(context: Context, targets: Sequence[Target]) -> dict[str, list[Array]]:
-    """Units by falling standardised difference of their mean over the patches, for each target: dictionary, random, components."""
+def _removed(lab: Lab, tasks: Sequence[Task], sides: Sequence[str] = ("dictionary", *SIDES)) -> Effects:
+    """The selective drop of each target, and the same per size of change, by read-out, number of units and side."""
+    out: Effects = {}
+    for j, task in enumerate(tasks):
+        say(f"causal: {task.target.group} = {task.target.value}")
+        for k in REMOVED:
+            for side in sides:
+                for readout, pair in lab.removed(side, j, task, k).items():
+                    out.setdefault((readout, k, side), []).append(pair)
+    return out
+
+
+def _compared(effects: Effects, where: str) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """Comparisons and rows of the table, means over the targets; `where` ends what they are called."""
+    comparisons, table = [], []
+    for readout in READOUTS:
+        for k in REMOVED:
+            raw, per_change = ({s: mean_score([p[i] for p in effects[readout, k, s]]) for s in ("dictionary", *SIDES)} for i in (0, 1))  # fmt: skip
+            controls = [(s, title, per_change[s]) for s, title in SIDES.items()]
+            what = f"{k} concept{'s' * (k > 1)} removed, {readout}"
+            comparisons.append(compare(f"{what}: selective drop per change{where}", per_change["dictionary"], controls))
+            table.append([what + where, *(text(raw[s]) for s in raw), *(text(per_change[s]) for s in per_change)])
+    return comparisons, table
+
+
+def _ranked(context: Context, targets: Sequence[Target]) -> tuple[dict[str, list[Array]], dict[str, Array]]:
+    """Units by falling standardised difference of their mean over the patches, for each target, and those that fire: dictionary, random, components."""
     sides: dict[str, Units] = {"dictionary": context.dictionary, "random": random_units(context.sae, context.sample, context.seed),
                                "pca": pca_units(context.sample)}  # fmt: skip
     rows = np.flatnonzero(np.logical_or.reduce([t.choose for t in targets]))
     positive = np.stack([t.positive[rows] & t.choose[rows] for t in targets], axis=1)
     counted = np.stack([t.choose[rows] for t in targets], axis=1)
-    out = {}
+    out, alive = {}, {}
     for name, units in sides.items():
-        gap = standardised_differences(np.asarray(context.features(units, "mean")[rows]), positive, counted)
+        values = np.asarray(context.features(units, "mean")[rows])
+        gap = standardised_differences(values, positive, counted)
+        alive[name] = np.flatnonzero((values > 0).any(0))
         out[name] = [np.argsort(-gap[:, j], kind="stable") for j in range(len(targets))]
-    return out
+    return out, alive
 
 
-def _by_target(tasks: Sequence[Task], effects: dict[tuple[str, int, str], list[tuple[Score, Score]]]) -> dict[str, Any]:
+def _by_target(tasks: Sequence[Task], effects: Effects) -> dict[str, Any]:
     rows = [[f"{t.target.group} = {t.target.value}", r, *(text(effects[r, 5, s][j][0]) for s in ("dictionary", *SIDES))]
             for j, t in enumerate(tasks) for r in READOUTS]  # fmt: skip
     return {"title": "Five concepts removed, by target: drop", "rows": rows, "folded": True,

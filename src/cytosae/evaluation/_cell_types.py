@@ -23,7 +23,7 @@ from cytosae.evaluation._tasks import (
 class CellTypes:
     """The labels of every data set: best single concepts, small probes, full probe."""
 
-    name, version = "cell-types", 1
+    name, version = "cell-types", 2
     title = "Cell types"
     question = "Do single concepts, or a few of them, say which type a cell is?"
 

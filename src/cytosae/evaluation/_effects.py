@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,14 @@ class Lab:
         W = {name: c.sae.W_dec.norm(dim=1).numpy() for name, c in codes.items()}
         self.energy = np.asarray(_mean_codes(context, context.dictionary)) * W["dictionary"]
 
+    def among(self, subsets: dict[str, Array]) -> Lab:
+        """The same bench and probes, with only some units of each side to choose from: side -> int [n]."""
+        out = copy(self)
+        out.ranked = {s: [r[np.isin(r, subsets[s])] for r in ranked] for s, ranked in self.ranked.items()}
+        kept = np.isin(np.arange(len(self.energy)), subsets["dictionary"])
+        out.energy = np.where(kept, self.energy, 0.0)
+        return out
+
     def removed(self, side: str, j: int, task: Task, k: int) -> dict[str, tuple[Score, Score]]:
         """By read-out: the selective drop of target `j`, and the same per size of change, when `k` units of a side go."""
         cells = np.concatenate([task.yes, task.no])
@@ -91,15 +100,17 @@ class Lab:
         per = drop / np.maximum(root, 1e-3)
         return Score(float(drop[0]), drop[1:]), Score(float(per[0]), per[1:])
 
-    def steering(self, tasks: Sequence[Task]) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-        """Add the first concept's decoder direction to cells that lack the target, and other directions of equal length."""
+    def steering(
+        self, tasks: Sequence[Task], steps: Sequence[float] = STEPS, where: str = ""
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+        """Add the first concept's decoder direction to cells that lack the target, and other directions of equal length; `where` ends the titles of comparisons."""
         titles = {"dictionary": "dictionary", "matched": SIDES["matched"], "random": SIDES["random"],
                   "difference": "difference of the two means"}  # fmt: skip
         found: dict[tuple[str, float, str], list[Score]] = {}
         for j, task in enumerate(tasks):
             directions = self._directions(j, task)
             for side, direction in directions.items():
-                for step in STEPS:
+                for step in steps:
                     after, _ = self.bench.run(task.no, along(step * direction, len(self.bench.patches)))
                     for r in READOUTS:
                         moved = (self.probes[r].scores(after[r])[:, j] - self.base[r][task.no, j]) / self.spreads[r][j]
@@ -108,14 +119,14 @@ class Lab:
                             rise = w @ moved / w.sum(1)
                         found.setdefault((r, step, side), []).append(Score(float(rise[0]), rise[1:]))
         mean = {key: mean_score(scores) for key, scores in found.items()}
-        rows = [[r, title, *(text(mean[r, step, side]) for step in STEPS)] for r in READOUTS for side, title in titles.items()]  # fmt: skip
-        table = {"title": "Steering", "header": ["read-out", "direction", *(f"{s:g} typical codes" for s in STEPS)], "rows": rows,
+        rows = [[r, title, *(text(mean[r, step, side]) for step in steps)] for r in READOUTS for side, title in titles.items()]  # fmt: skip
+        table = {"title": "Steering", "header": ["read-out", "direction", *(f"{s:g} typical codes" for s in steps)], "rows": rows,
                  "note": "Rise of the probe's score in cells that lack the target, in standard deviations; all directions of the length of the concept's."}  # fmt: skip
         lines = [{"title": f"Steering, {r}", "x": "typical codes added", "y": "rise of the score (standard deviations)",
-                  "lines": [{"name": t, "points": [[s, mean[r, s, side].value] for s in STEPS]} for side, t in titles.items()]}
+                  "lines": [{"name": t, "points": [[s, mean[r, s, side].value] for s in steps]} for side, t in titles.items()]}
                  for r in READOUTS]  # fmt: skip
         comparisons = [
-            compare(f"steering, {r}: rise at one typical code", mean[r, 1.0, "dictionary"],
+            compare(f"steering, {r}: rise at one typical code{where}", mean[r, 1.0, "dictionary"],
                     [(side, t, mean[r, 1.0, side]) for side, t in titles.items() if side != "dictionary"])
             for r in READOUTS
         ]  # fmt: skip

@@ -16,7 +16,7 @@ from cytosae.evaluation._targets import Target
 
 Array = npt.NDArray[Any]
 #: Sizes of the small probes, and the one that is also tried with equal numbers of candidates.
-SIZES, EQUAL_SIZE = (1, 2, 5, 10, 50), 5
+SIZES, EQUAL_SIZE = (1, 2, 5, 10, 20, 50), 5
 
 
 @dataclass(frozen=True)

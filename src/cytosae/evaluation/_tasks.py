@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 ASKED = {
     "single": "best single concept, AP", "single equal": "best single concept, equal candidates, AP", "f1": "best single concept, F1",
     f"probe {EQUAL_SIZE}": f"probe of {EQUAL_SIZE} concepts, AP",
-    f"probe {EQUAL_SIZE} equal": f"probe of {EQUAL_SIZE}, equal candidates, AP", "full": "full probe, AP",
+    f"probe {EQUAL_SIZE} equal": f"probe of {EQUAL_SIZE}, equal candidates, AP", "probe 20": "probe of 20 concepts, AP", "full": "full probe, AP",
 }  # fmt: skip
 
 
