@@ -19,6 +19,7 @@ from cytosae.evaluation import Context, keep_concepts, remove_concepts, steer
 from cytosae.evaluation._causal import EQUAL, Causal
 from cytosae.evaluation._effects import Lab
 from cytosae.evaluation._interventions import Bench, Codes, Probes, equally_active
+from cytosae.sae import SparseAutoencoder
 
 
 class AddsUp:
@@ -106,6 +107,24 @@ def test_equal_candidates_stand_beside_full_width_and_are_the_same_where_nothing
     for what in equal:
         full = found[what.removesuffix(EQUAL)]
         assert found[what]["dictionary"] == full["dictionary"]
+
+
+def test_a_wide_random_dictionary_is_not_praised_at_equal_candidates(small: World, tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(5)
+    R = torch.nn.functional.normalize(torch.randn(200, D, generator=g), dim=1)
+    wide = SparseAutoencoder(
+        R.T.contiguous(), torch.full((200,), -1.5), R, torch.full((D,), 0.5), info=small.random.info
+    )
+    context = replace(bench_context(small, tmp_path, "random"), sae=wide)
+    context.__dict__["_backbone"] = (AddsUp(), -2)
+    measured = Causal().measure(context)
+    assert measured["n"]["candidates in the equal comparison"] <= 2 * D
+    assert not any("no more units that fire" in note for note in measured["notes"])
+    found = {c["what"]: c for c in measured["comparisons"]}
+    equal = [what for what in found if what.endswith(EQUAL)]
+    assert len(equal) * 2 == len(found)
+    assert any(found[w]["dictionary"] != found[w.removesuffix(EQUAL)]["dictionary"] for w in equal)
+    assert not [what for what in equal if found[what]["verdict"] == "better"]
 
 
 def test_fewer_candidates_are_all_that_is_chosen_from() -> None:

@@ -53,6 +53,9 @@ def test_a_planted_dictionary_is_recovered_and_scored_near_one(planted_card: dic
         against = {c["name"]: c["verdict"] for c in best["controls"]}
         assert {against["random"], against["random-2"], against["shuffled"], against["raw"]} == {"better"}
         assert found(planted_card, name, f"full probe, AP, {where}")["dictionary"]["value"] > 0.97
+        assert found(planted_card, name, f"probe of 20 concepts, AP, {where}")["dictionary"]["value"] > 0.97
+        for line in next(s for s in section(planted_card, name)["series"] if s["title"].endswith(where))["lines"]:
+            assert [k for k, _ in line["points"]] == [1, 2, 5, 10, 20, 50]
     chosen = {row[0]: row[1] for row in table(planted_card, "attributes", "The concept chosen for each target")["rows"]}
     assert chosen["cytoplasm_vacuole = yes"].startswith("3 ")
     assert chosen["cell_size = small, within monocyte"].startswith("6 ")

@@ -48,7 +48,9 @@ def test_on_cell_share_is_near_one_for_what_lies_on_the_cell(context: Context, m
     assert (table["on_cell_share"][:2] > 0.95).all()
     assert table["on_cell_share"][2] < 0.2
     shares = next(t for t in measured["tables"] if t["title"].startswith("Flagged, as"))
-    assert {r[0]: r[-1] for r in shares["rows"]}["cast"] <= 0.1
+    by_chance = {r[0]: r[-1] for r in shares["rows"] if r[-1] != ""}
+    assert "cast" in by_chance
+    assert all(share <= 0.1 for share in by_chance.values())
     assert "comparisons" not in measured
 
 

@@ -93,7 +93,7 @@ class Causal:
                 "Steering pushes tokens to places no cell may reach; the difference of the two means, a direction made for the purpose, stands beside it.",
                 "What a probe says is not what a person sees.",
             ],
-            "n_configurations": int(sum(len(r) for at in (lab, fewer) for r in at.ranked["dictionary"])),
+            "n_configurations": int(sum(len(r) for at in ([lab, fewer] if changed else [lab]) for r in at.ranked["dictionary"])),
         }  # fmt: skip
 
 
