@@ -22,6 +22,16 @@ def test_average_precision_of_every_draw_is_that_of_scikit_learn(drawn) -> None:
     np.testing.assert_allclose(b.average_precision(scores, positive, weights), wanted, rtol=1e-12)
 
 
+def test_average_precision_of_some_cells_takes_their_own_draws(drawn) -> None:  # type: ignore[no-untyped-def]
+    scores, positive, weights = drawn
+    rows = np.random.default_rng(5).permutation(200)[:80]
+    found = b.precision_of_draws(scores[rows], positive[rows], b.by_cell(weights), rows)
+    np.testing.assert_array_equal(found, b.average_precision(scores[rows], positive[rows], weights[:, rows]))
+    none = b.precision_of_draws(scores[rows], np.zeros(80, bool), b.by_cell(weights), rows)
+    assert none.shape == (26,)
+    assert np.isnan(none).all()
+
+
 def test_auroc_of_every_draw_is_that_of_scikit_learn(drawn) -> None:  # type: ignore[no-untyped-def]
     scores, positive, weights = drawn
     wanted = [metrics.roc_auc_score(positive, scores, sample_weight=w) for w in weights]
@@ -45,6 +55,7 @@ def test_average_precision_of_many_units_is_that_of_scikit_learn_within_each_tar
     values = np.maximum(rng.normal(size=(300, 40)), 0).round(1).astype(np.float32)
     values[:, 3] = 0
     counted = rng.random((300, 6)) < 0.7
+    counted[:, 2] = counted[:, 0]
     positive = counted & (rng.random((300, 6)) < 0.3)
     positive[:, 5] = False
     found = b.precisions_of_many(values, positive, counted)

@@ -190,6 +190,7 @@ def test_the_index_keeps_the_share_of_active_patches(on_disk, study):
     store, sae = TokenStore(on_disk.tokens), load_sae(on_disk.sae)
     codes = sae.encode(store.read(store.rows_of(matrix.cell_ids[:3]), kind="patch").flatten(0, 1)).view(3, 9, -1)
     assert np.allclose(matrix.patch_share[:3].toarray(), (codes > 0).float().mean(1).numpy())
+    assert np.shares_memory(matrix.patch_share.indices, matrix.maximum.indices), "one pattern is kept twice"
 
 
 def test_the_public_names_are_there():

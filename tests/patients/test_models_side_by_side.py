@@ -66,6 +66,23 @@ def test_a_planted_concept_is_the_one_chosen_inside_every_fold(all_models):
     assert every["metrics"] == all_models[1]["models"]["concept_profile"]["metrics"]
 
 
+def test_pooled_tokens_may_be_read_when_the_models_of_concepts_are_fitted():
+    cohort, calls = memory_cohort(marked=8), []
+    eager = extras_of(cohort)
+    config = replace(QUICK, Cs=(10.0,))
+
+    def later():
+        calls.append(1)
+        return eager.pooled
+
+    read_later = classify(cohort, config, extras=Extras(later, eager.files))
+    at_once = classify(cohort, config, extras=eager)
+    assert json.dumps(read_later.record) == json.dumps(at_once.record)
+    assert calls == [1]
+    classify(cohort, replace(config, models=("concept_profile", "concept_profile_l1")), extras=Extras(later))
+    assert calls == [1], "tokens are read though no model wants them"
+
+
 def test_noise_in_place_of_the_test_cells_changes_no_byte_of_any_model():
     cohort = memory_cohort()
     config = replace(QUICK, n_concepts=(), Cs=(10.0,))

@@ -131,4 +131,16 @@ def read_cells_by_concepts(index_folder: Path | str) -> CellsByConcepts:
     found = {
         n: sp.csr_matrix(data.X if n == in_x else data.layers[n]) for n in POOLINGS if n == in_x or n in data.layers
     }
-    return CellsByConcepts(obs, found["max"], found["mean"], found.get("patch_share"))
+    largest = found["max"]
+    for name in found:
+        found[name] = _of_one_pattern(found[name], largest)
+    return CellsByConcepts(obs, largest, found["mean"], found.get("patch_share"))
+
+
+def _of_one_pattern(matrix: sp.csr_matrix, other: sp.csr_matrix) -> sp.csr_matrix:
+    """`matrix`, sharing the indices of `other` in memory where both have values in the same places, in order."""
+    if matrix is other or not (matrix.has_canonical_format and other.has_canonical_format):
+        return matrix
+    if not (np.array_equal(matrix.indptr, other.indptr) and np.array_equal(matrix.indices, other.indices)):
+        return matrix
+    return sp.csr_matrix((matrix.data, other.indices, other.indptr), shape=matrix.shape, copy=False)

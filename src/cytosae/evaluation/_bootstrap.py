@@ -7,15 +7,18 @@ scikit-learn does (one threshold for all that tie), so each row equals scikit-le
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from scipy import sparse
 
 Floats = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 #: Units whose columns are brought into memory together by `precisions_of_many`.
-_COLUMNS = 512
+_COLUMNS = 128
 
 
 class Score(NamedTuple):
@@ -67,13 +70,33 @@ def average_precision(scores: Array, positive: Array, weights: Array) -> Floats:
     -------
     float64 [n_draws]; NaN where a draw holds no positive.
     """
+    return precision_of_draws(scores, positive, by_cell(weights), np.arange(len(scores)))
+
+
+def by_cell(weights: Array) -> npt.NDArray[np.float32]:
+    """The weights of `draw_weights` turned, a row a cell: float32 [n, n_draws], exact up to 2^24."""
+    return np.ascontiguousarray(weights.T, np.float32)
+
+
+def precision_of_draws(scores: Array, positive: Array, drawn: npt.NDArray[np.float32], rows: Array) -> Floats:
+    """`average_precision` of some cells: `scores` and `positive` [n] are those of `rows` (int [n]) of `drawn` (see `by_cell`).
+
+    Only ranks that hold a positive count, so cells are added up from one such rank to the next: a sparse product with the draws.
+    """
     order, ends = _order(scores)
-    drawn = weights[:, order]
-    hits = np.cumsum(drawn * positive[order].astype(drawn.dtype), axis=1, dtype=np.int64)[:, ends]
-    above = np.cumsum(drawn, axis=1, dtype=np.int64)[:, ends]
-    gained = np.diff(hits, axis=1, prepend=0)
+    found = positive[order].astype(np.float32)
+    first = np.append(0, ends[:-1] + 1)
+    ends = ends[np.add.reduceat(found, first) > 0] if len(ends) else ends
+    if not len(ends):
+        return np.full(drawn.shape[1], np.nan)
+    upto, pointers = int(ends[-1]) + 1, np.append(0, ends + 1)
+    shape = (len(ends), len(drawn))
+    every = sparse.csr_matrix((np.ones(upto, np.float32), rows[order[:upto]], pointers), shape=shape)
+    hits = sparse.csr_matrix((found[:upto], every.indices, pointers), shape=shape)
+    gained, above = np.asarray(hits @ drawn, np.float64), np.cumsum(every @ drawn, axis=0, dtype=np.float64)
+    so_far = np.cumsum(gained, axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((gained * (hits / np.maximum(above, 1))).sum(1) / hits[:, -1])
+        return np.asarray((gained * (so_far / np.maximum(above, 1))).sum(0) / so_far[-1])
 
 
 def auroc(scores: Array, positive: Array, weights: Array) -> Floats:
@@ -126,22 +149,30 @@ def precisions_of_many(values: Array, positive: Array, counted: Array) -> npt.ND
     -------
     float32 [n_units, n_targets]; NaN for a target without positives.
     """
-    positive, counted = positive.astype(np.float32), counted.astype(np.float32)
-    n_positive, n_counted = positive.sum(0), counted.sum(0)
-    out = np.empty((values.shape[1], positive.shape[1]), np.float32)
+    positive = positive.astype(np.float32)
+    sets, of_target = np.unique(counted, axis=1, return_inverse=True)
+    sets = sets.astype(np.float32)
+    n_positive, n_counted = positive.sum(0), sets.sum(0)[of_target]
     base = n_positive / np.maximum(n_counted, 1)
-    for first in range(0, values.shape[1], _COLUMNS):
-        columns = np.ascontiguousarray(values[:, first : first + _COLUMNS].T)
-        for j, column in enumerate(columns, first):
-            active = np.flatnonzero(column > 0)
-            order = active[np.argsort(-column[active], kind="stable")]
-            ranked = column[order]
-            ends = np.flatnonzero(np.diff(ranked, append=-1.0))
-            hits = np.cumsum(positive[order], axis=0)[ends]
-            above = np.cumsum(counted[order], axis=0)[ends]
-            found = hits[-1] if len(hits) else np.zeros(len(base), np.float32)
-            gained = np.diff(hits, axis=0, prepend=0)
-            out[j] = (gained * hits / np.maximum(above, 1)).sum(0) + (n_positive - found) * base
+
+    def precision(column: Array) -> Array:
+        active = np.flatnonzero(column)
+        order = active[np.argsort(-column[active])]
+        ranked = column[order]
+        ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], len(ranked) > 0))
+        hits = np.cumsum(positive[order], axis=0)[ends]
+        above = np.cumsum(sets[order], axis=0)[ends]
+        found = hits[-1] if len(hits) else np.zeros(len(base), np.float32)
+        gained = hits.copy()
+        gained[1:] -= hits[:-1]
+        return np.asarray((gained * hits / np.maximum(above, 1)[:, of_target]).sum(0) + (n_positive - found) * base)
+
+    def block(first: int) -> Array:
+        return np.stack([precision(c) for c in np.ascontiguousarray(values[:, first : first + _COLUMNS].T)])
+
+    starts = range(0, values.shape[1], _COLUMNS)
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        out = np.concatenate([*pool.map(block, starts), np.empty((0, len(base)), np.float32)])
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(out / np.where(n_positive > 0, n_positive, np.nan), np.float32)
 
@@ -193,9 +224,10 @@ def verdict(difference: dict[str, float | None]) -> str:
 
 
 def _order(scores: Array) -> tuple[Array, Array]:
-    """Cells by falling score, and the last place of each run of equal scores."""
-    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
-    ranked = np.asarray(scores)[order]
+    """Cells by falling score, and the last place of each run of equal scores (in any order within a run)."""
+    values = np.asarray(scores)
+    order = np.argsort(-values if values.dtype.kind == "f" else -values.astype(np.float64))
+    ranked = values[order]
     return order, np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
 
 

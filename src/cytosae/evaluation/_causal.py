@@ -16,7 +16,7 @@ from cytosae.evaluation._effects import REMOVED, SIDES, Lab, Task, text
 from cytosae.evaluation._interventions import READOUTS, Bench, Codes, Probes
 from cytosae.evaluation._probe import standardised_differences
 from cytosae.evaluation._targets import ATTRIBUTES, Target, targets_of
-from cytosae.evaluation._units import Units, pca_units, random_units
+from cytosae.evaluation._units import Units, pca_units
 
 Array = npt.NDArray[Any]
 #: (read-out, units removed, side) -> the drop of each target, and the same per size of change.
@@ -177,7 +177,7 @@ def _compared(effects: Effects, where: str) -> tuple[list[dict[str, Any]], list[
 
 def _ranked(context: Context, targets: Sequence[Target]) -> tuple[dict[str, list[Array]], dict[str, Array]]:
     """Units by falling standardised difference of their mean over the patches, for each target, and those that fire: dictionary, random, components."""
-    sides: dict[str, Units] = {"dictionary": context.dictionary, "random": random_units(context.sae, context.sample, context.seed),
+    sides: dict[str, Units] = {"dictionary": context.dictionary, "random": context.random[0],
                                "pca": pca_units(context.sample)}  # fmt: skip
     rows = np.flatnonzero(np.logical_or.reduce([t.choose for t in targets]))
     positive = np.stack([t.positive[rows] & t.choose[rows] for t in targets], axis=1)

@@ -21,7 +21,7 @@ from cytosae.concepts._stream import StoredTokens
 from cytosae.evaluation._pooled import Floats, pooled
 from cytosae.evaluation._random_decoder import with_fitted_decoder
 from cytosae.evaluation._split import split_for_scoring
-from cytosae.evaluation._units import DictionaryUnits, Units, pca_units, random_units, raw_units
+from cytosae.evaluation._units import DictionaryUnits, RandomUnits, Units, pca_units, random_units, raw_units
 from cytosae.sae import SparseAutoencoder
 from cytosae.storage import hash_json
 
@@ -132,8 +132,7 @@ class Context:
     @cached_property
     def controls(self) -> list[Units]:
         """Raw dimensions, principal components, random directions, and the frozen decoder where there is one."""
-        made: list[Units] = [raw_units(self.sample), pca_units(self.sample)]
-        made += [random_units(self.sae, self.sample, self.seed, i) for i in range(self.n_random)]
+        made: list[Units] = [raw_units(self.sample), pca_units(self.sample), *self.random[: self.n_random]]
         if self.frozen is not None:
             made.append(
                 DictionaryUnits(self.frozen, "frozen-decoder", "dictionary with a frozen random decoder", "control")
@@ -141,9 +140,14 @@ class Context:
         return made
 
     @cached_property
+    def random(self) -> list[RandomUnits]:
+        """Random directions that fire as often as the latents, drawn at least once."""
+        return [random_units(self.sae, self.sample, self.seed, i) for i in range(max(1, self.n_random))]
+
+    @cached_property
     def random_dictionary(self) -> SparseAutoencoder:
         """The first of the random controls, with a decoder fitted to choosing cells: it reconstructs as well as it can."""
-        return with_fitted_decoder(random_units(self.sae, self.sample, self.seed), self.sample, self.seed)
+        return with_fitted_decoder(self.random[0], self.sample, self.seed)
 
     @cached_property
     def reconstructing(self) -> dict[str, tuple[str, SparseAutoencoder]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.evaluation._bootstrap import Score, as_score, average_precision, cohen_kappa, f1, mean_score
+from cytosae.evaluation._bootstrap import Score, as_score, by_cell, cohen_kappa, f1, mean_score, precision_of_draws
 from cytosae.evaluation._candidates import Candidates, Pick, best_threshold, random_subsets
 from cytosae.evaluation._probe import logistic, ridge_scores
 from cytosae.evaluation._targets import Target
@@ -42,8 +43,12 @@ class Cells:
 
     def precision(self, target: Target, values: Array) -> Score:
         """Average precision of `values` [n] on the target's scored cells."""
-        at = target.score
-        return as_score(average_precision(values[at], target.positive[at], self.weights[:, at]))
+        at = np.flatnonzero(target.score)
+        return as_score(precision_of_draws(values[at], target.positive[at], self._drawn, at))
+
+    @cached_property
+    def _drawn(self) -> npt.NDArray[np.float32]:
+        return by_cell(self.weights)
 
 
 @dataclass

@@ -14,11 +14,12 @@ from cytosae._progress import say
 from cytosae.evaluation._bootstrap import (
     Score,
     as_score,
-    average_precision,
+    by_cell,
     compare,
     draw_weights,
     interval,
     mean_score,
+    precision_of_draws,
 )
 from cytosae.evaluation._candidates import POOLS, Candidates, Pick, random_subsets
 from cytosae.evaluation._context import Context
@@ -170,10 +171,11 @@ class _Draws:
 
     def __init__(self, context: Context, scored: Array) -> None:
         self.rows = np.flatnonzero(scored)
-        self.weights = draw_weights(context.unit[self.rows], context.n_draws, context.seed)
+        self.drawn = by_cell(draw_weights(context.unit[self.rows], context.n_draws, context.seed))
 
     def precision(self, values: Array, positive: Array) -> Score:
-        return as_score(average_precision(np.asarray(values[self.rows]), positive[self.rows], self.weights))
+        at = np.arange(len(self.rows))
+        return as_score(precision_of_draws(np.asarray(values[self.rows]), positive[self.rows], self.drawn, at))
 
 
 def _overlap(context: Context, sets: list[str]) -> dict[str, Any]:

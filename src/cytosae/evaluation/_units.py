@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from cytosae.sae import SparseAutoencoder
@@ -165,11 +166,11 @@ def random_units(sae: SparseAutoencoder, sample: torch.Tensor, seed: int, number
     threshold = torch.empty(sae.n_latents)
     step = max(1, 2**25 // len(sample))
     for a in range(0, sae.n_latents, step):
-        along = (centred @ W[:, a : a + step]).T.contiguous().sort(dim=1, descending=True).values
-        n = fired[a : a + step].clamp(max=len(sample) - 1)
-        last = along.gather(1, (n - 1).clamp(min=0)[:, None])[:, 0]
-        following = along.gather(1, n[:, None])[:, 0]
-        threshold[a : a + step] = torch.where(n == 0, following, (last + following) / 2)
+        along = (centred @ W[:, a : a + step]).T.contiguous().numpy()
+        for j, n in enumerate(fired[a : a + step].clamp(max=len(sample) - 1).tolist(), a):
+            following, last = len(sample) - n - 1, min(len(sample) - n, len(sample) - 1)
+            found = np.partition(along[j - a], [following, last])
+            threshold[j] = float(found[following] if n == 0 else (found[following] + found[last]) / 2)
     name, title = (
         ("random", "random directions") if not number else (f"random-{number + 1}", f"random directions ({number + 1})")
     )

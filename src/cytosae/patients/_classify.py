@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,12 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from cytosae._errors import CytosaeError
 from cytosae._progress import Meter
 from cytosae.patients._cohort import Cohort, Ints
-from cytosae.patients._designs import Extras, make_designs
+from cytosae.patients._designs import Extras, concept_design, make_designs
 from cytosae.patients._linear import LinearModel
 from cytosae.patients._methods import Answer, Fitted, Linear, Method, l1, l2
 from cytosae.patients._mil import AttentionMIL, mil_is_there
 from cytosae.patients._plan import FixedFolds, Fold, drawn_folds, inner_parts
-from cytosae.patients._protocol import CONCEPTS, MODELS, ClassifyConfig
+from cytosae.patients._protocol import CONCEPTS, CONCEPTS_L1, MODELS, ClassifyConfig
 from cytosae.patients._record import Facts, Sums, make_curve, make_record
 
 #: Patients from which on folds are fitted beside one another (smaller fits would only wait for the interpreter), and how many.
@@ -102,42 +102,50 @@ def _classify(cohort: Cohort, config: ClassifyConfig, fixed: FixedFolds | None, 
         _check_fixed(folds, y_rows, classes, fixed.name)
     y = np.full(len(cohort.patients), -1, np.int64)
     y[rows] = y_rows
-    methods, absent = _methods(cohort, config, extras)
-    curve = {n: l2(methods[CONCEPTS].design, config.Cs, n) for n in config.n_concepts}  # type: ignore[attr-defined]
+    everyone = Fold(0, 0, np.arange(len(rows)), np.arange(0))
     shape = (len(rows), len(classes))
-    sums = {name: Sums(np.zeros(shape), np.zeros(shape), [], []) for name in [*methods, "majority", *curve]}
+    found: list[dict[str | int, Answer]] = [{} for _ in folds]
+
+    def fit_all(methods: Mapping[Any, Method], what: str) -> None:
+        def linear(fold: Fold) -> dict[Any, Answer]:
+            where = rows[fold.train], _inner(fold, rows, y_rows, config), rows[fold.test], y, classes
+            return {name: method.fit(*where) for name, method in methods.items() if isinstance(method, Linear)}
+
+        with Meter(len(folds), what, "folds") as meter:
+            for i, (fold, answers) in enumerate(_in_order(linear, folds, len(rows))):
+                for name in (name for name in methods if name not in answers):  # torch has one state: one after another
+                    inner = _inner(fold, rows, y_rows, config)
+                    answers[name] = methods[name].fit(rows[fold.train], inner, rows[fold.test], y, classes)
+                found[i].update(answers)
+                meter.add(1)
+
+    methods = _concept_methods(cohort, config)
+    curve = {n: l2(methods[CONCEPTS].design, config.Cs, n) for n in config.n_concepts}
+    fit_all({**methods, **curve}, "classification: concepts")
+    final = methods[CONCEPTS].fit(rows, _inner(everyone, rows, y_rows, config), rows[:0], y, classes)
+    names, sizes = list(methods), list(curve)
+    del methods, curve  # the values of all concepts, before the tokens of all cells come
+    others, absent = _other_methods(cohort, config, extras)
+    fit_all(others, "classification: baselines")
+    names = [n for n in MODELS if n in names or n in others]
+    sums = {name: Sums(np.zeros(shape), np.zeros(shape), [], []) for name in [*names, "majority", *sizes]}
     n_tested, fits = np.zeros(len(rows)), []
-    chosen: dict[int, Counter[int]] = {n: Counter() for n in curve}
-
-    def linear(fold: Fold) -> dict[str | int, Answer]:
-        where = rows[fold.train], _inner(fold, rows, y_rows, config), rows[fold.test], y, classes
-        wanted: dict[str | int, Linear] = {name: m for name, m in methods.items() if isinstance(m, Linear)}
-        wanted.update(curve.items())
-        return {name: method.fit(*where) for name, method in wanted.items()}
-
-    with Meter(len(folds), "classification", "folds") as meter:
-        for fold, found in _in_order(linear, folds, len(rows)):
-            train, ask = rows[fold.train], rows[fold.test]
-            for name in (name for name in methods if name not in found):  # torch has one state: not beside one another
-                inner = _inner(fold, rows, y_rows, config)
-                found[name] = methods[name].fit(train, inner, ask, y, classes)
-            counts = np.bincount(y[train], minlength=len(classes))
-            constant = np.where(np.arange(len(classes)) == counts.argmax(), 0.0, -np.inf)
-            found["majority"] = Answer(None, np.tile(constant, (len(ask), 1)), 1.0)
-            for name, answer in found.items():
-                sums[name].add(fold.test, answer)
-            for n in curve:
-                chosen[n].update(found[n].model.kept.tolist())
-            n_tested[fold.test] += 1
-            models = {name: found[name].model for name in methods}
-            fits.append(FoldFit(fold.repeat, fold.fold, tuple(patients[i] for i in fold.test), models))
-            meter.add(1)
+    chosen: dict[int, Counter[int]] = {n: Counter() for n in sizes}
+    for fold, answers in zip(folds, found, strict=True):
+        counts = np.bincount(y[rows[fold.train]], minlength=len(classes))
+        constant = np.where(np.arange(len(classes)) == counts.argmax(), 0.0, -np.inf)
+        answers["majority"] = Answer(None, np.tile(constant, (len(fold.test), 1)), 1.0)
+        for name, answer in answers.items():
+            sums[name].add(fold.test, answer)
+        for n in sizes:
+            chosen[n].update(answers[n].model.kept.tolist())
+        n_tested[fold.test] += 1
+        models = {name: answers[name].model for name in names}
+        fits.append(FoldFit(fold.repeat, fold.fold, tuple(patients[i] for i in fold.test), models))
     tested = np.flatnonzero(n_tested)
     facts = Facts(cohort, config, classes, y_rows, patients, tested, n_tested, folds, fixed)
     record = make_record(facts, {k: v for k, v in sums.items() if isinstance(k, str)}, fits)
-    record["by_n_concepts"] = make_curve(facts, {n: sums[n] for n in curve}, sums[CONCEPTS], chosen)
-    everyone = Fold(0, 0, np.arange(len(rows)), np.arange(0))
-    final = methods[CONCEPTS].fit(rows, _inner(everyone, rows, y_rows, config), rows[:0], y, classes)
+    record["by_n_concepts"] = make_curve(facts, {n: sums[n] for n in sizes}, sums[CONCEPTS], chosen)
     return Classification(record | {"absent": absent}, fits, final.model, final.temperature)
 
 
@@ -167,23 +175,33 @@ def _in_order(work: Callable[[Fold], Any], folds: Sequence[Fold], n_patients: in
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _methods(cohort: Cohort, config: ClassifyConfig, extras: Extras) -> tuple[dict[str, Method], dict[str, str]]:
-    """The models that can be fitted, in order, and why others are not there."""
-    designs, absent = make_designs(cohort, config.rule, extras)
-    wanted = {CONCEPTS, *config.models}
+def _concept_methods(cohort: Cohort, config: ClassifyConfig) -> dict[str, Linear]:
+    """The models of concept profiles."""
+    design = concept_design(cohort, config.rule)
+    methods = {CONCEPTS: l2(design, config.Cs)}
+    if CONCEPTS_L1 in config.models:
+        methods[CONCEPTS_L1] = l1(design)
+    return methods
+
+
+def _other_methods(cohort: Cohort, config: ClassifyConfig, extras: Extras) -> tuple[dict[str, Method], dict[str, str]]:
+    """The other models that can be fitted, in order, and why some are not there."""
+    wanted = set(config.models)
+    if wanted <= {CONCEPTS, CONCEPTS_L1}:
+        return {}, {}
+    pooled = extras.pooled() if callable(extras.pooled) else extras.pooled
+    designs, absent = make_designs(cohort, config.rule, pooled, extras.files)
     methods: dict[str, Method] = {}
     for name in (n for n in MODELS if n in wanted):
         if name in designs:
             methods[name] = l2(designs[name], config.Cs)
-        elif name == "concept_profile_l1":
-            methods[name] = l1(designs[CONCEPTS])
         elif name == "attention_mil":
-            if extras.pooled is None or extras.pooled.class_token is None:
+            if pooled is None or pooled.class_token is None:
                 absent[name] = absent["class_token"]
             elif not mil_is_there():
                 absent[name] = "torchmil is not installed (pip install 'cytosae[mil]')"
             else:
-                methods[name] = AttentionMIL.of(cohort, extras.pooled.class_token, config.seed)
+                methods[name] = AttentionMIL.of(cohort, pooled.class_token, config.seed)
     return methods, {name: why for name, why in absent.items() if name in wanted}
 
 

@@ -186,9 +186,11 @@ def read_cohort(
     excluded = None
     if exclude is not None:
         excluded, record["excluded"] = excluded_latents(exclude, len(index.concepts), record["sae"])
+    whole = len(keep) == len(matrix.cell_ids)  # then nothing is copied
+    maximum, mean, share = (m if whole else m[keep] for m in (matrix.maximum, matrix.mean, matrix.patch_share))
     return Cohort(
-        patients, target, owner.astype(np.int64), matrix.maximum[keep], matrix.mean[keep], matrix.patch_share[keep],
-        labels, index.concepts, tokens, record, matrix.cell_ids[keep], excluded,
+        patients, target, owner.astype(np.int64), maximum, mean, share, labels, index.concepts, tokens, record,
+        matrix.cell_ids[keep], excluded,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Protocol
@@ -24,9 +25,18 @@ N_COMPONENTS, _FIT_CELLS = 128, 20_000
 
 @dataclass(frozen=True)
 class Extras:
-    """What models want beside the cohort: pooled tokens of its cells, and what is known of their files; None: not there."""
+    """What models want beside the cohort.
 
-    pooled: PooledTokens | None = None
+    Attributes
+    ----------
+    pooled
+        The pooled tokens of its cells, or what gives them: called once, after the models of concepts are fitted, so that both
+        need not be in memory. None: there are none.
+    files
+        What is known of their files; None: nothing.
+    """
+
+    pooled: PooledTokens | Callable[[], PooledTokens] | None = None
     files: pd.DataFrame | None = None
 
 
@@ -34,7 +44,7 @@ def read_extras(cohort: Cohort, cells: Cells, store: TokenStore | None) -> Extra
     """Extras of a cohort from `read_cohort`, cell by cell in its order."""
     rows = cells.frame.set_index("cell_id").loc[cohort.cell_ids]
     files = rows[[name for name in ("file_header", "file_bytes") if name in rows]]
-    return Extras(None if store is None else pool_tokens(store, np.asarray(cohort.cell_ids)), files)
+    return Extras(None if store is None else lambda: pool_tokens(store, np.asarray(cohort.cell_ids)), files)
 
 
 class Design(Protocol):
@@ -94,9 +104,7 @@ class RawNeurons:
 
     def __init__(self, pooled: PooledTokens, cohort: Cohort, rule: ProfileRule) -> None:
         order = settled(cohort.owner, pooled.mean)
-        self._values = DenseValues(
-            pooled.highest[order], pooled.lowest[order], cohort.owner[order], len(cohort.patients)
-        )
+        self._values = DenseValues(pooled.highest, pooled.lowest, cohort.owner, len(cohort.patients), order)
         self._rule = rule
 
     def features(self, train: Ints) -> Features:
@@ -109,26 +117,31 @@ class Components:
     """Principal components of the training patients' mean tokens, counted as concepts are, on both sides."""
 
     def __init__(self, means: npt.NDArray[Any], cohort: Cohort, rule: ProfileRule) -> None:
-        order = settled(cohort.owner, means)
-        self._means, self._owner = np.asarray(means, np.float32)[order], cohort.owner[order]
+        self._order = settled(cohort.owner, means)
+        self._means, self._owner = means, cohort.owner[self._order]
         self._n_patients, self._rule = len(cohort.patients), rule
 
     def features(self, train: Ints) -> Features:
         """Shares of cells beyond each component's thresholds."""
         most = max(1, _FIT_CELLS // len(train))
-        picked = [np.flatnonzero(self._owner == patient) for patient in train]
+        ends = np.searchsorted(self._owner, np.arange(self._n_patients + 1))
+        picked = [np.arange(ends[patient], ends[patient + 1]) for patient in train]
         rows = np.concatenate([p[np.linspace(0, len(p) - 1, min(most, len(p))).astype(np.int64)] for p in picked])
-        sample = self._means[rows].astype(np.float64)
+        sample = self._tokens(rows).astype(np.float64)
         centre = sample.mean(0)
         directions = np.linalg.eigh((sample - centre).T @ (sample - centre))[1][:, ::-1][:, :N_COMPONENTS]
         directions *= np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
         middle, onto = centre.astype(np.float32), directions.astype(np.float32)
         scores = np.empty((len(self._means), onto.shape[1]), np.float16)
         for start in range(0, len(scores), BLOCK):
-            some = (self._means[start : start + BLOCK] - middle) @ onto
+            some = (self._tokens(slice(start, start + BLOCK)) - middle) @ onto
             scores[start : start + BLOCK] = np.clip(some, -65504, 65504)
         X = DenseValues(scores, scores, self._owner, self._n_patients).shares(_quantile(self._rule), train)
         return X, frequent(X[train], self._rule.min_frequency), np.zeros(0)
+
+    def _tokens(self, rows: Any) -> npt.NDArray[np.float32]:
+        """Mean tokens of some cells in settled order."""
+        return np.asarray(self._means[self._order[rows]], np.float32)
 
 
 def settled(owner: Ints, values: npt.NDArray[Any]) -> Ints:
@@ -136,11 +149,17 @@ def settled(owner: Ints, values: npt.NDArray[Any]) -> Ints:
     return np.lexsort((values[:, min(1, values.shape[1] - 1)], values[:, 0], owner)).astype(np.int64)
 
 
-def make_designs(cohort: Cohort, rule: ProfileRule, extras: Extras) -> tuple[dict[str, Design], dict[str, str]]:
-    """The designs by model name, and why a model is left out."""
-    designs: dict[str, Design] = {"concept_profile": Remembered(Profiles(cohort, rule))}
+def concept_design(cohort: Cohort, rule: ProfileRule) -> Design:
+    """Concept profiles, as several models and inner parts ask for them."""
+    return Remembered(Profiles(cohort, rule))
+
+
+def make_designs(
+    cohort: Cohort, rule: ProfileRule, pooled: PooledTokens | None, files: pd.DataFrame | None = None
+) -> tuple[dict[str, Design], dict[str, str]]:
+    """The designs of all but concepts by model name, and why a model is left out."""
+    designs: dict[str, Design] = {}
     absent: dict[str, str] = {}
-    pooled = extras.pooled
     no_store = "no token store was given"
     if pooled is None or pooled.class_token is None:
         absent["class_token"] = no_store if pooled is None else "the token store holds no class token"
@@ -163,7 +182,7 @@ def make_designs(cohort: Cohort, rule: ProfileRule, extras: Extras) -> tuple[dic
         shares = np.array([[label == name for name in types] for label in cohort.labels], np.float64)
         designs["composition"] = Fixed(cohort.by_patient(shares))
     designs["n_cells"] = Fixed(np.log(np.maximum(cohort.n_cells, 1))[:, None])
-    header = None if extras.files is None else _header(extras.files)
+    header = None if files is None else _header(files)
     if header is None:
         absent["file_header"] = "the table does not say file_header or file_bytes"
     else:

@@ -51,17 +51,17 @@ class AttentionModel:
 class AttentionMIL:
     """Gated attention over the class tokens of a patient's cells, then one linear layer."""
 
-    tokens: npt.NDArray[np.float32]
+    tokens: npt.NDArray[np.floating[Any]]
     bags: list[Ints]
     seed: int
 
     @classmethod
-    def of(cls, cohort: Cohort, class_tokens: npt.NDArray[np.float32], seed: int) -> AttentionMIL:
+    def of(cls, cohort: Cohort, class_tokens: npt.NDArray[np.floating[Any]], seed: int) -> AttentionMIL:
         """Bags of a cohort, their cells in an order of their own."""
         order = settled(cohort.owner, class_tokens)
         owner = cohort.owner[order]
         ends = np.searchsorted(owner, np.arange(len(cohort.patients) + 1))
-        return cls(class_tokens[order], [np.arange(a, b) for a, b in itertools.pairwise(ends)], seed)
+        return cls(class_tokens, [order[a:b] for a, b in itertools.pairwise(ends)], seed)
 
     def fit(self, train: Ints, inner: Sequence[tuple[Ints, Ints]], ask: Ints, y: Ints, classes: list[str]) -> Answer:
         """The number of steps is chosen on the first inner part; see `Method`."""
@@ -82,8 +82,7 @@ class AttentionMIL:
         import torch
         from torchmil.nn import AttentionPool
 
-        cells = np.concatenate([self.bags[i] for i in train])
-        centre, scale = self.tokens[cells].mean(0), self.tokens[cells].std(0) + 1e-6
+        centre, scale = self._spread(train)
         rng = np.random.Generator(np.random.Philox(key=[self.seed, 2**36]))
         logits = []
         with torch.random.fork_rng(devices=[]):
@@ -100,7 +99,7 @@ class AttentionMIL:
                 X = torch.zeros(len(bags), max(map(len, bags)), self.tokens.shape[1])
                 mask = torch.zeros(X.shape[:2])
                 for i, bag in enumerate(bags):
-                    X[i, : len(bag)] = torch.from_numpy((self.tokens[bag] - centre) / scale)
+                    X[i, : len(bag)] = torch.from_numpy((self._cells(bag) - centre) / scale)
                     mask[i, : len(bag)] = 1
                 logit = network["out"](network["pool"](X, mask))
                 loss = torch.nn.functional.cross_entropy(logit, torch.from_numpy(y[patients]))
@@ -111,9 +110,22 @@ class AttentionMIL:
                     logits.append(self._logits(network, centre, scale, ask))
         return AttentionModel(network, centre, scale, stops[-1]), logits
 
+    def _cells(self, rows: Ints) -> npt.NDArray[np.float32]:
+        return np.asarray(self.tokens[rows], np.float32)
+
+    def _spread(self, patients: Ints) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Mean and standard deviation of the patients' tokens, added up patient by patient."""
+        n, total, square = 0, np.zeros(self.tokens.shape[1]), np.zeros(self.tokens.shape[1])
+        for i in patients:
+            some = np.asarray(self.tokens[self.bags[i]], np.float64)
+            n, total, square = n + len(some), total + some.sum(0), square + (some**2).sum(0)
+        mean = total / n
+        scale = np.sqrt(np.maximum(square / n - mean**2, 0)) + 1e-6
+        return mean.astype(np.float32), scale.astype(np.float32)
+
     def _logits(self, network: Any, centre: Any, scale: Any, patients: Ints) -> Floats:
         import torch
 
         with torch.inference_mode():
-            rows = [torch.from_numpy((self.tokens[self.bags[i]] - centre) / scale)[None] for i in patients]
+            rows = [torch.from_numpy((self._cells(self.bags[i]) - centre) / scale)[None] for i in patients]
             return np.concatenate([network["out"](network["pool"](X)).numpy() for X in rows]).astype(np.float64)

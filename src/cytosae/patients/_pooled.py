@@ -19,12 +19,12 @@ BLOCK = 2048
 
 @dataclass(frozen=True)
 class PooledTokens:
-    """Of every cell [n_cells, d_in]: class token and mean patch token (float32), highest and lowest over patches (float16).
+    """Of every cell [n_cells, d_in]: class token (as stored), mean patch token (float32), highest and lowest over patches (float16).
 
     `class_token` is None where the store holds none.
     """
 
-    class_token: npt.NDArray[np.float32] | None
+    class_token: npt.NDArray[np.floating[Any]] | None
     mean: npt.NDArray[np.float32]
     highest: npt.NDArray[np.float16]
     lowest: npt.NDArray[np.float16]
@@ -41,7 +41,7 @@ def pool_tokens(store: TokenStore, cell_ids: Ints) -> PooledTokens:
     n, d = len(cell_ids), store.d_in
     mean, extremes = np.empty((n, d), np.float32), np.empty((2, n, d), np.float16)
     has_class = "class" in store.token_kinds
-    first = np.empty((n, d), np.float32) if has_class else None
+    first: npt.NDArray[Any] | None = None
     patch = store.part("patch")
     rows, start = store.rows_of(cell_ids), 0
     with Meter(n, "patients: tokens", "cells") as meter:
@@ -52,7 +52,8 @@ def pool_tokens(store: TokenStore, cell_ids: Ints) -> PooledTokens:
             mean[here] = patches.mean(1, dtype=np.float64)
             extremes[0, here] = np.clip(patches.max(1), -65504, 65504)
             extremes[1, here] = np.clip(patches.min(1), -65504, 65504)
-            if first is not None:
+            if has_class:
+                first = np.empty((n, d), tokens.dtype) if first is None else first
                 first[here] = tokens[:, store.token_kinds.index("class")]
             start += len(tokens)
             meter.add(len(tokens))
@@ -71,12 +72,16 @@ class DenseValues:
         int64 [n_cells]: patient of each cell.
     n_patients
         Number of patients.
+    order
+        int64 [n_cells]: the cells in the order in which they are to be added up; as they are where None.
     """
 
-    def __init__(self, upper: npt.NDArray[Any], lower: npt.NDArray[Any], owner: Ints, n_patients: int) -> None:
-        keys = _keys(upper)
-        self._sides = [keys, 65535 - (keys if lower is upper else _keys(lower))]
-        self._owner, self.n_patients = owner, n_patients
+    def __init__(
+        self, upper: npt.NDArray[Any], lower: npt.NDArray[Any], owner: Ints, n_patients: int, order: Ints | None = None
+    ) -> None:
+        keys = _keys(upper, order)
+        self._sides = [keys, 65535 - keys if lower is upper else _keys(lower, order, 65535)]
+        self._owner, self.n_patients = owner if order is None else owner[order], n_patients
         self._n_cells = np.bincount(owner, minlength=n_patients)
 
     def shares(self, quantile: float, patients: Ints) -> Floats:
@@ -84,25 +89,24 @@ class DenseValues:
         chosen = np.zeros(self.n_patients)
         chosen[patients] = 1.0
         weight = (chosen / np.maximum(self._n_cells, 1))[self._owner]
-        inside = weight > 0
         wanted = quantile * weight.sum() - 1e-7
         columns = []
         for side in self._sides:
             for j in range(side.shape[1]):
                 key = side[:, j]
                 lowest = int(key.min(initial=65535))
-                running = np.cumsum(np.bincount(key[inside] - lowest, weights=weight[inside]))
+                running = np.cumsum(np.bincount(key - lowest, weights=weight))
                 over = key > lowest + np.searchsorted(running, wanted, side="left")
                 columns.append(np.bincount(self._owner[over], minlength=self.n_patients))
         with np.errstate(invalid="ignore"):
             return np.asarray(np.stack(columns, 1) / np.where(self._n_cells > 0, self._n_cells, np.nan)[:, None])
 
 
-def _keys(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
-    """uint16 in the order of the values as float16 (sign and magnitude made ascending); columns lie together."""
+def _keys(values: npt.NDArray[Any], order: Ints | None, flip: int = 0) -> npt.NDArray[np.uint16]:
+    """uint16 in the order of the values as float16 (sign and magnitude made ascending; `flip` 65535: falling); columns lie together."""
     out = np.empty(values.shape[::-1], np.uint16)
     for start in range(0, len(values), BLOCK):
-        some = np.asarray(values[start : start + BLOCK], np.float16).view(np.uint16)
-        bits = np.ascontiguousarray(some.T)
-        out[:, start : start + BLOCK] = np.where(bits >> 15 == 1, ~bits, bits | 0x8000)
+        rows = slice(start, start + BLOCK) if order is None else order[start : start + BLOCK]
+        bits = np.ascontiguousarray(np.asarray(values[rows], np.float16).view(np.uint16).T)
+        out[:, start : start + BLOCK] = np.where(bits >> 15 == 1, ~bits, bits | 0x8000) ^ np.uint16(flip)
     return out.T

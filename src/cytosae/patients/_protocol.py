@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from cytosae._errors import UsageError, nearest
 from cytosae.patients._profiles import ProfileRule
 
-CONCEPTS = "concept_profile"
+CONCEPTS, CONCEPTS_L1 = "concept_profile", "concept_profile_l1"
 #: What concepts have to be better than.
 BASELINES = ("class_token", "mean_tokens", "raw_neurons", "pca", "composition", "n_cells", "file_header",
              "attention_mil", "majority")  # fmt: skip
-MODELS = (CONCEPTS, "concept_profile_l1", *BASELINES)
+MODELS = (CONCEPTS, CONCEPTS_L1, *BASELINES)
 
 
 @dataclass(frozen=True)
