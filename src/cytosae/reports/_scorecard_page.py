@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,8 @@ from cytosae.storage import commit_file
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#8a4b00", "#7a3e9d", "#5a6675", "#CC79A7", "#E69F00")
 _CONTROL = "#9aa5b1"
+#: Letters of a line of what a row compares.
+_ROW_WIDTH = 40
 _VERDICTS = {"better": "better", "worse": "worse", "comparable": "comparable"}
 _SETTINGS = {
     "inductive": "The dictionary was trained on none of the scored cells",
@@ -87,7 +90,8 @@ def _figures(section: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _comparison_figure(comparisons: Sequence[dict[str, Any]]) -> markupsafe.Markup:
     """The dictionary and its controls with their intervals, one row a comparison."""
-    figure, (axis,) = figure_of(8.6, 0.9 + 0.42 * len(comparisons))
+    rows = [textwrap.fill(str(one["what"]), _ROW_WIDTH) for one in comparisons]
+    figure, (axis,) = figure_of(8.6, 0.9 + (0.5 if any("\n" in r for r in rows) else 0.42) * len(comparisons))
     names = {c["name"]: c["title"] for one in comparisons for c in one["controls"]}
     colours = dict(zip(names, (*_COLOURS[1:], *[_CONTROL] * len(names)), strict=False))
     labelled: set[str] = set()
@@ -104,11 +108,11 @@ def _comparison_figure(comparisons: Sequence[dict[str, Any]]) -> markupsafe.Mark
                 axis.plot([score["low"], score["high"]], [y, y], color=colour, lw=1.4, solid_capstyle="butt")
             axis.plot([score["value"]], [y], "o" if name == "dictionary" else "D", color=colour, ms=6 if name == "dictionary" else 4,
                       label=label)  # fmt: skip
-    axis.set_yticks(range(len(comparisons)), [c["what"] for c in comparisons])
+    axis.set_yticks(range(len(comparisons)), rows)
     axis.set_ylim(len(comparisons) - 0.5, -0.5)
     axis.grid(axis="x", color="#e8ecf0", lw=0.8)
     axis.set_axisbelow(True)
-    axis.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(-0.1, 1.0))
+    axis.legend(frameon=False, fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return to_svg(figure, bbox_inches="tight")
 
 
