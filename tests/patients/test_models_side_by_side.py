@@ -18,7 +18,7 @@ from cytosae.patients._linear import fit_l1
 from cytosae.patients._methods import most_different
 from cytosae.patients._mil import mil_is_there
 from cytosae.patients._plan import inner_parts
-from cytosae.patients._pooled import DenseValues
+from cytosae.patients._pooled import DenseValues, ordered_keys
 from cytosae.patients._solvers import lasso_path, softmax
 
 QUICK = ClassifyConfig(n_repeats=1, n_folds=4, Cs=(1.0, 100.0), n_bootstrap=200, n_concepts=(1, 5))
@@ -216,7 +216,8 @@ def test_dense_values_are_counted_as_a_plain_quantile_would():
     rng = np.random.default_rng(1)
     owner = np.repeat(np.arange(5), 20)
     values = rng.normal(size=(100, 7)).astype(np.float16)
-    shares = DenseValues(values, values, owner, 5).shares(0.9, np.arange(5))
+    keys = ordered_keys([values[:64], values[64:]], (7, 100))
+    shares = DenseValues(keys, keys, owner, 5).shares(0.9, np.arange(5))
     by_patient = values.reshape(5, 20, 7)
     cut = np.sort(values, 0)[89]
     assert np.allclose(shares[:, :7], (by_patient > cut).mean(1))

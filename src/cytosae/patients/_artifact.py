@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,8 @@ def write_patients(
     cohort = read_cohort(index, cells, store, target=target, exclude=exclude, means=False)  # the extras hold them
     with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config) as (folder, extra):
         # first: a cohort too small for it is refused before anything else is done
-        result = classify(cohort, protocol, fixed=fixed, extras=read_extras(cohort, cells, store))
+        with TemporaryDirectory(prefix=".pooled-", dir=folder) as room:
+            result = classify(cohort, protocol, fixed=fixed, extras=read_extras(cohort, cells, store, Path(room)))
         profiles = profile_patients(cohort, protocol.rule)
         say("patients: differential concepts")
         table = differential(profiles, comparison, cohort=cohort if comparison.layer is None else None)

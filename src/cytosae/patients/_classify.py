@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,8 @@ def _classify(cohort: Cohort, config: ClassifyConfig, fixed: FixedFolds | None, 
     names, sizes = list(methods), list(curve)
     del methods, curve  # the values of all concepts, before the tokens of all cells come
     others, absent = _other_methods(cohort, config, extras)
-    fit_all(others, "classification: baselines")
+    for other, make in others.items():  # one after another, each with its data gone before those of the next are made
+        fit_all({other: make()}, f"classification: {other}")
     names = [n for n in MODELS if n in names or n in others]
     sums = {name: Sums(np.zeros(shape), np.zeros(shape), [], []) for name in [*names, "majority", *sizes]}
     n_tested, fits = np.zeros(len(rows)), []
@@ -184,24 +186,33 @@ def _concept_methods(cohort: Cohort, config: ClassifyConfig) -> dict[str, Linear
     return methods
 
 
-def _other_methods(cohort: Cohort, config: ClassifyConfig, extras: Extras) -> tuple[dict[str, Method], dict[str, str]]:
-    """The other models that can be fitted, in order, and why some are not there."""
+def _other_methods(
+    cohort: Cohort, config: ClassifyConfig, extras: Extras
+) -> tuple[dict[str, Callable[[], Method]], dict[str, str]]:
+    """What makes the other models that can be fitted, in order, and why some are not there."""
     wanted = set(config.models)
     if wanted <= {CONCEPTS, CONCEPTS_L1}:
         return {}, {}
     pooled = extras.pooled() if callable(extras.pooled) else extras.pooled
     designs, absent = make_designs(cohort, config.rule, pooled, extras.files)
-    methods: dict[str, Method] = {}
+
+    def linear(name: str) -> Method:
+        return l2(designs[name](), config.Cs)
+
+    def attention() -> Method:
+        return AttentionMIL.of(cohort, pooled.class_token, config.seed)  # type: ignore[union-attr,arg-type]
+
+    methods: dict[str, Callable[[], Method]] = {}
     for name in (n for n in MODELS if n in wanted):
         if name in designs:
-            methods[name] = l2(designs[name], config.Cs)
+            methods[name] = partial(linear, name)
         elif name == "attention_mil":
-            if pooled is None or pooled.class_token is None:
+            if "class_token" in absent:
                 absent[name] = absent["class_token"]
             elif not mil_is_there():
                 absent[name] = "torchmil is not installed (pip install 'cytosae[mil]')"
             else:
-                methods[name] = AttentionMIL.of(cohort, pooled.class_token, config.seed)
+                methods[name] = attention
     return methods, {name: why for name, why in absent.items() if name in wanted}
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import pandas as pd
 
 from cytosae.cells import Cells
 from cytosae.patients._cohort import Cohort, Floats, Ints
-from cytosae.patients._pooled import BLOCK, DenseValues, PooledTokens, pool_tokens
+from cytosae.patients._pooled import BLOCK, DenseValues, Pooled, ordered_keys, pool_tokens, taken
 from cytosae.patients._profiles import CellValues, ProfileRule, frequent
 from cytosae.tokens import TokenStore
 
@@ -36,15 +37,15 @@ class Extras:
         What is known of their files; None: nothing.
     """
 
-    pooled: PooledTokens | Callable[[], PooledTokens] | None = None
+    pooled: Pooled | Callable[[], Pooled] | None = None
     files: pd.DataFrame | None = None
 
 
-def read_extras(cohort: Cohort, cells: Cells, store: TokenStore | None) -> Extras:
-    """Extras of a cohort from `read_cohort`, cell by cell in its order."""
-    rows = cells.frame.set_index("cell_id").loc[cohort.cell_ids]
-    files = rows[[name for name in ("file_header", "file_bytes") if name in rows]]
-    return Extras(None if store is None else lambda: pool_tokens(store, np.asarray(cohort.cell_ids)), files)
+def read_extras(cohort: Cohort, cells: Cells, store: TokenStore | None, folder: Path | None = None) -> Extras:
+    """Extras of a cohort from `read_cohort`, cell by cell in its order; pooled tokens lie in `folder` (None: in memory)."""
+    known = [name for name in ("file_header", "file_bytes") if name in cells.frame]
+    files = cells.frame[["cell_id", *known]].set_index("cell_id").loc[cohort.cell_ids]
+    return Extras(None if store is None else lambda: pool_tokens(store, np.asarray(cohort.cell_ids), folder), files)
 
 
 class Design(Protocol):
@@ -102,9 +103,12 @@ class Profiles:
 class RawNeurons:
     """Dimensions of the backbone counted as concepts are, on both sides."""
 
-    def __init__(self, pooled: PooledTokens, cohort: Cohort, rule: ProfileRule) -> None:
+    def __init__(self, pooled: Pooled, cohort: Cohort, rule: ProfileRule) -> None:
         order = settled(cohort.owner, pooled.mean)
-        self._values = DenseValues(pooled.highest, pooled.lowest, cohort.owner, len(cohort.patients), order)
+        upper, lower = (
+            ordered_keys(taken(values, order), values.shape[::-1]) for values in (pooled.highest, pooled.lowest)
+        )
+        self._values = DenseValues(upper, lower, cohort.owner[order], len(cohort.patients))
         self._rule = rule
 
     def features(self, train: Ints) -> Features:
@@ -131,13 +135,14 @@ class Components:
         centre = sample.mean(0)
         directions = np.linalg.eigh((sample - centre).T @ (sample - centre))[1][:, ::-1][:, :N_COMPONENTS]
         directions *= np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
-        middle, onto = centre.astype(np.float32), directions.astype(np.float32)
-        scores = np.empty((len(self._means), onto.shape[1]), np.float16)
-        for start in range(0, len(scores), BLOCK):
-            some = (self._tokens(slice(start, start + BLOCK)) - middle) @ onto
-            scores[start : start + BLOCK] = np.clip(some, -65504, 65504)
-        X = DenseValues(scores, scores, self._owner, self._n_patients).shares(_quantile(self._rule), train)
+        keys = ordered_keys(self._scores(centre, directions), (directions.shape[1], len(self._means)))
+        X = DenseValues(keys, keys, self._owner, self._n_patients).shares(_quantile(self._rule), train)
         return X, frequent(X[train], self._rule.min_frequency), np.zeros(0)
+
+    def _scores(self, centre: Floats, directions: Floats) -> Iterator[npt.NDArray[np.float32]]:
+        middle, onto = centre.astype(np.float32), directions.astype(np.float32)
+        for start in range(0, len(self._means), BLOCK):
+            yield np.clip((self._tokens(slice(start, start + BLOCK)) - middle) @ onto, -65504, 65504)
 
     def _tokens(self, rows: Any) -> npt.NDArray[np.float32]:
         """Mean tokens of some cells in settled order."""
@@ -155,38 +160,45 @@ def concept_design(cohort: Cohort, rule: ProfileRule) -> Design:
 
 
 def make_designs(
-    cohort: Cohort, rule: ProfileRule, pooled: PooledTokens | None, files: pd.DataFrame | None = None
-) -> tuple[dict[str, Design], dict[str, str]]:
-    """The designs of all but concepts by model name, and why a model is left out."""
-    designs: dict[str, Design] = {}
+    cohort: Cohort, rule: ProfileRule, pooled: Pooled | None, files: pd.DataFrame | None = None
+) -> tuple[dict[str, Callable[[], Design]], dict[str, str]]:
+    """What makes the design of each model but those of concepts, by name, and why a model is left out.
+
+    Each is made when it is called for: together they would want several times the memory of the cohort.
+    """
+    designs: dict[str, Callable[[], Design]] = {}
     absent: dict[str, str] = {}
     no_store = "no token store was given"
     if pooled is None or pooled.class_token is None:
         absent["class_token"] = no_store if pooled is None else "the token store holds no class token"
     else:
-        designs["class_token"] = Fixed(cohort.by_patient(pooled.class_token))
-    means = cohort.tokens if pooled is None else pooled.mean
-    if means is None:
+        designs["class_token"] = lambda: Fixed(cohort.by_patient(pooled.class_token))
+    if pooled is None and cohort.tokens is None:
         absent |= {"mean_tokens": no_store, "pca": no_store}
     else:
-        designs["mean_tokens"] = Fixed(cohort.by_patient(means))
-        designs["pca"] = Components(means, cohort, rule)
+
+        def means() -> Any:
+            return cohort.tokens if pooled is None else pooled.mean
+
+        designs["mean_tokens"] = lambda: Fixed(cohort.by_patient(means()))
+        designs["pca"] = lambda: Components(means(), cohort, rule)
     if pooled is None:
         absent["raw_neurons"] = no_store
     else:
-        designs["raw_neurons"] = RawNeurons(pooled, cohort, rule)
+        designs["raw_neurons"] = lambda: RawNeurons(pooled, cohort, rule)
     types = sorted({label for label in cohort.labels if label is not None})
     if not types:
         absent["composition"] = "the cells have no labels"
     else:
-        shares = np.array([[label == name for name in types] for label in cohort.labels], np.float64)
-        designs["composition"] = Fixed(cohort.by_patient(shares))
-    designs["n_cells"] = Fixed(np.log(np.maximum(cohort.n_cells, 1))[:, None])
+        designs["composition"] = lambda: Fixed(
+            cohort.by_patient(np.stack([cohort.labels == name for name in types], axis=1))
+        )
+    designs["n_cells"] = lambda: Fixed(np.log(np.maximum(cohort.n_cells, 1))[:, None])
     header = None if files is None else _header(files)
     if header is None:
         absent["file_header"] = "the table does not say file_header or file_bytes"
     else:
-        designs["file_header"] = Fixed(cohort.by_patient(header))
+        designs["file_header"] = lambda: Fixed(cohort.by_patient(header))
     return designs, absent
 
 

@@ -49,10 +49,24 @@ class AttentionModel:
 
 @dataclass(frozen=True)
 class AttentionMIL:
-    """Gated attention over the class tokens of a patient's cells, then one linear layer."""
+    """Gated attention over the class tokens of a patient's cells, then one linear layer.
+
+    Attributes
+    ----------
+    tokens
+        [n_cells, d_in].
+    bags
+        Rows of each patient.
+    sums, squares
+        float64 [n_patients, d_in]: the patient's tokens, and their squares, summed.
+    seed
+        Of weights and draws.
+    """
 
     tokens: npt.NDArray[np.floating[Any]]
     bags: list[Ints]
+    sums: Floats
+    squares: Floats
     seed: int
 
     @classmethod
@@ -61,7 +75,12 @@ class AttentionMIL:
         order = settled(cohort.owner, class_tokens)
         owner = cohort.owner[order]
         ends = np.searchsorted(owner, np.arange(len(cohort.patients) + 1))
-        return cls(class_tokens, [order[a:b] for a, b in itertools.pairwise(ends)], seed)
+        bags = [order[a:b] for a, b in itertools.pairwise(ends)]
+        sums, squares = np.zeros((2, len(bags), class_tokens.shape[1]))
+        for i, bag in enumerate(bags):
+            some = np.asarray(class_tokens[bag], np.float64)
+            sums[i], squares[i] = some.sum(0), (some**2).sum(0)
+        return cls(class_tokens, bags, sums, squares, seed)
 
     def fit(self, train: Ints, inner: Sequence[tuple[Ints, Ints]], ask: Ints, y: Ints, classes: list[str]) -> Answer:
         """The number of steps is chosen on the first inner part; see `Method`."""
@@ -114,13 +133,10 @@ class AttentionMIL:
         return np.asarray(self.tokens[rows], np.float32)
 
     def _spread(self, patients: Ints) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Mean and standard deviation of the patients' tokens, added up patient by patient."""
-        n, total, square = 0, np.zeros(self.tokens.shape[1]), np.zeros(self.tokens.shape[1])
-        for i in patients:
-            some = np.asarray(self.tokens[self.bags[i]], np.float64)
-            n, total, square = n + len(some), total + some.sum(0), square + (some**2).sum(0)
-        mean = total / n
-        scale = np.sqrt(np.maximum(square / n - mean**2, 0)) + 1e-6
+        """Mean and standard deviation of the patients' tokens."""
+        n = sum(len(self.bags[i]) for i in patients)
+        mean = self.sums[patients].sum(0) / n
+        scale = np.sqrt(np.maximum(self.squares[patients].sum(0) / n - mean**2, 0)) + 1e-6
         return mean.astype(np.float32), scale.astype(np.float32)
 
     def _logits(self, network: Any, centre: Any, scale: Any, patients: Ints) -> Floats:

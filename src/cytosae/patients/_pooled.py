@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,25 +16,84 @@ from cytosae.patients._cohort import Floats, Ints
 from cytosae.tokens import TokenStore
 
 _CHUNK = 64
+_PARTS = ("class_token", "mean", "highest", "lowest")
 #: Rows of dense values worked on at a time, so that they stay in the processor's cache.
 BLOCK = 2048
 
 
+class Pooled(Protocol):
+    """Of every cell [n_cells, d_in]: class token (None where the store holds none), mean patch token, extremes over patches."""
+
+    @property
+    def class_token(self) -> npt.NDArray[Any] | None:
+        """float16 where the store holds that, else float32."""
+
+    @property
+    def mean(self) -> npt.NDArray[np.float32]:
+        """float32."""
+
+    @property
+    def highest(self) -> npt.NDArray[np.float16]:
+        """float16."""
+
+    @property
+    def lowest(self) -> npt.NDArray[np.float16]:
+        """float16."""
+
+
 @dataclass(frozen=True)
 class PooledTokens:
-    """Of every cell [n_cells, d_in]: class token (as stored), mean patch token (float32), highest and lowest over patches (float16).
+    """`Pooled` in memory."""
 
-    `class_token` is None where the store holds none.
-    """
-
-    class_token: npt.NDArray[np.floating[Any]] | None
+    class_token: npt.NDArray[Any] | None
     mean: npt.NDArray[np.float32]
     highest: npt.NDArray[np.float16]
     lowest: npt.NDArray[np.float16]
 
 
-def pool_tokens(store: TokenStore, cell_ids: Ints) -> PooledTokens:
+@dataclass(frozen=True)
+class PooledFiles:
+    """`Pooled` in files of a folder, each mapped into memory anew for whoever asks, and let go with that."""
+
+    folder: Path
+    shape: tuple[int, int]
+    types: dict[str, npt.DTypeLike]
+
+    @property
+    def class_token(self) -> npt.NDArray[Any] | None:
+        """See `Pooled`."""
+        return self._mapped("class_token") if "class_token" in self.types else None
+
+    @property
+    def mean(self) -> npt.NDArray[np.float32]:
+        """See `Pooled`."""
+        return self._mapped("mean")
+
+    @property
+    def highest(self) -> npt.NDArray[np.float16]:
+        """See `Pooled`."""
+        return self._mapped("highest")
+
+    @property
+    def lowest(self) -> npt.NDArray[np.float16]:
+        """See `Pooled`."""
+        return self._mapped("lowest")
+
+    def _mapped(self, part: str) -> npt.NDArray[Any]:
+        if not self.shape[0]:
+            return np.empty(self.shape, self.types[part])
+        return np.memmap(self.folder / part, self.types[part], "r", shape=self.shape)
+
+
+def pool_tokens(store: TokenStore, cell_ids: Ints, folder: Path | None = None) -> Pooled:
     """Read the tokens of some cells once.
+
+    Parameters
+    ----------
+    store, cell_ids
+        The tokens, and whose.
+    folder
+        Where to keep what is pooled, in files without form that are of use to this run alone; None: in memory.
 
     Raises
     ------
@@ -39,25 +101,38 @@ def pool_tokens(store: TokenStore, cell_ids: Ints) -> PooledTokens:
         A cell has no tokens, or the store lacks patches.
     """
     n, d = len(cell_ids), store.d_in
-    mean, extremes = np.empty((n, d), np.float32), np.empty((2, n, d), np.float16)
-    has_class = "class" in store.token_kinds
-    first: npt.NDArray[Any] | None = None
+    types: dict[str, npt.DTypeLike] = {"mean": np.float32, "highest": np.float16, "lowest": np.float16}
+    if "class" in store.token_kinds:
+        types["class_token"] = np.float16 if store.dtype == "float16" else np.float32
+    start, arrays = 0, {} if folder else {part: np.empty((n, d), kind) for part, kind in types.items()}
+    with Meter(n, "patients: tokens", "cells") as meter, ExitStack() as stack:
+        files = {part: stack.enter_context((folder / part).open("wb")) for part in types} if folder else {}
+        for found in _chunks(store, cell_ids):
+            height = len(found["mean"])
+            for part, kind in types.items():
+                if folder:
+                    files[part].write(found[part].astype(kind).tobytes())
+                else:
+                    arrays[part][start : start + height] = found[part]
+            start += height
+            meter.add(height)
+    return PooledFiles(folder, (n, d), types) if folder else PooledTokens(*(arrays.get(part) for part in _PARTS))  # type: ignore[arg-type]
+
+
+def _chunks(store: TokenStore, cell_ids: Ints) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """The parts of `Pooled` of some cells at a time, in the order of the cells."""
     patch = store.part("patch")
-    rows, start = store.rows_of(cell_ids), 0
-    with Meter(n, "patients: tokens", "cells") as meter:
-        for chunk in store.chunks(rows, _CHUNK):
-            tokens: Any = chunk.numpy()
-            here = slice(start, start + len(tokens))
-            patches = tokens[:, patch]
-            mean[here] = patches.mean(1, dtype=np.float64)
-            extremes[0, here] = np.clip(patches.max(1), -65504, 65504)
-            extremes[1, here] = np.clip(patches.min(1), -65504, 65504)
-            if has_class:
-                first = np.empty((n, d), tokens.dtype) if first is None else first
-                first[here] = tokens[:, store.token_kinds.index("class")]
-            start += len(tokens)
-            meter.add(len(tokens))
-    return PooledTokens(first, mean, extremes[0], extremes[1])
+    for chunk in store.chunks(store.rows_of(cell_ids), _CHUNK):
+        tokens: Any = chunk.numpy()
+        patches = tokens[:, patch]
+        found = {
+            "mean": patches.mean(1, dtype=np.float64),
+            "highest": np.clip(patches.max(1), -65504, 65504),
+            "lowest": np.clip(patches.min(1), -65504, 65504),
+        }
+        if "class" in store.token_kinds:
+            found["class_token"] = tokens[:, store.token_kinds.index("class")]
+        yield found
 
 
 class DenseValues:
@@ -66,47 +141,66 @@ class DenseValues:
     Parameters
     ----------
     upper, lower
-        [n_cells, m]: a cell counts where `upper` lies above the quantile, and, as another feature, where `lower` lies below
-        the opposite one. Compared as float16.
+        uint16 [m, n_cells] from `ordered_keys`: a cell counts where `upper` lies above the quantile, and, as another
+        feature, where `lower` lies below the opposite one.
     owner
-        int64 [n_cells]: patient of each cell.
+        int64 [n_cells], ascending: patient of each cell.
     n_patients
         Number of patients.
-    order
-        int64 [n_cells]: the cells in the order in which they are to be added up; as they are where None.
     """
 
     def __init__(
-        self, upper: npt.NDArray[Any], lower: npt.NDArray[Any], owner: Ints, n_patients: int, order: Ints | None = None
+        self, upper: npt.NDArray[np.uint16], lower: npt.NDArray[np.uint16], owner: Ints, n_patients: int
     ) -> None:
-        keys = _keys(upper, order)
-        self._sides = [keys, 65535 - keys if lower is upper else _keys(lower, order, 65535)]
-        self._owner, self.n_patients = owner if order is None else owner[order], n_patients
-        self._n_cells = np.bincount(owner, minlength=n_patients)
+        self._upper, self._lower, self._owner, self.n_patients = upper, lower, owner, n_patients
+        self._ends = np.searchsorted(owner, np.arange(n_patients + 1))
 
     def shares(self, quantile: float, patients: Ints) -> Floats:
         """[n_patients, 2 m], thresholds set on `patients`, each weighing 1; NaN for a patient without cells."""
+        n_cells, m = np.diff(self._ends), len(self._upper)
         chosen = np.zeros(self.n_patients)
         chosen[patients] = 1.0
-        weight = (chosen / np.maximum(self._n_cells, 1))[self._owner]
+        weight = (chosen / np.maximum(n_cells, 1))[self._owner]
         wanted = quantile * weight.sum() - 1e-7
-        columns = []
-        for side in self._sides:
-            for j in range(side.shape[1]):
-                key = side[:, j]
-                lowest = int(key.min(initial=65535))
-                running = np.cumsum(np.bincount(key - lowest, weights=weight))
-                over = key > lowest + np.searchsorted(running, wanted, side="left")
-                columns.append(np.bincount(self._owner[over], minlength=self.n_patients))
+        counts: Ints = np.zeros((self.n_patients, 2 * m), np.int64)
+        for j in range(m if len(weight) else 0):
+            key = self._upper[j]
+            lowest, mass = _mass(key, weight)
+            counts[:, j] = self._count(key > lowest + _place(mass, wanted))
+            if self._lower is not self._upper:
+                key = self._lower[j]
+                lowest, mass = _mass(key, weight)
+            counts[:, m + j] = self._count(key < lowest + len(mass) - 1 - _place(mass[::-1], wanted))
         with np.errstate(invalid="ignore"):
-            return np.asarray(np.stack(columns, 1) / np.where(self._n_cells > 0, self._n_cells, np.nan)[:, None])
+            return np.asarray(counts / np.where(n_cells > 0, n_cells, np.nan)[:, None])
+
+    def _count(self, beyond: npt.NDArray[np.bool_]) -> Ints:
+        """How many cells of each patient."""
+        return np.diff(np.searchsorted(np.flatnonzero(beyond), self._ends))
 
 
-def _keys(values: npt.NDArray[Any], order: Ints | None, flip: int = 0) -> npt.NDArray[np.uint16]:
-    """uint16 in the order of the values as float16 (sign and magnitude made ascending; `flip` 65535: falling); columns lie together."""
-    out = np.empty(values.shape[::-1], np.uint16)
-    for start in range(0, len(values), BLOCK):
-        rows = slice(start, start + BLOCK) if order is None else order[start : start + BLOCK]
-        bits = np.ascontiguousarray(np.asarray(values[rows], np.float16).view(np.uint16).T)
-        out[:, start : start + BLOCK] = np.where(bits >> 15 == 1, ~bits, bits | 0x8000) ^ np.uint16(flip)
-    return out.T
+def _mass(key: npt.NDArray[np.uint16], weight: Floats) -> tuple[int, Floats]:
+    """The lowest key, and the weight at every key from it to the highest."""
+    lowest = int(key.min())
+    return lowest, np.asarray(np.bincount(key - np.uint16(lowest), weights=weight), np.float64)
+
+
+def _place(mass: Floats, wanted: float) -> int:
+    """The first place up to which lies the wanted weight."""
+    return int(np.searchsorted(np.cumsum(mass), wanted, side="left"))
+
+
+def ordered_keys(blocks: Iterable[npt.NDArray[Any]], shape: tuple[int, int]) -> npt.NDArray[np.uint16]:
+    """uint16 [m, n_cells] in the order of the values as float16 (sign and magnitude made ascending), from [some cells, m]."""
+    out, start = np.empty(shape, np.uint16), 0
+    for block in blocks:
+        bits = np.ascontiguousarray(np.asarray(block, np.float16).view(np.uint16).T)
+        out[:, start : start + len(block)] = np.where(bits >> 15 == 1, ~bits, bits | 0x8000)
+        start += len(block)
+    return out
+
+
+def taken(values: npt.NDArray[Any], order: Ints) -> Iterator[npt.NDArray[Any]]:
+    """Rows of `values` in that order, `BLOCK` at a time."""
+    for start in range(0, len(order), BLOCK):
+        yield values[order[start : start + BLOCK]]
