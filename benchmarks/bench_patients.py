@@ -2,11 +2,12 @@
 the processor (all threads), and peak memory.
 
 Usage: ``python benchmarks/bench_patients.py [--patients 2000] [--cells 500] [--latents 6144] [--active 100] [--threads 2]
-[--repeats 5] [--width 384] [--part profiles|differential|l2|table] [--out benchmarks/results/patients.json]``
+[--repeats 5] [--width 384] [--part profiles|differential|l2|table] [--room FOLDER] [--out benchmarks/results/patients.json]``
 
 ``table`` is the whole classification: every model on every fold, with made-up tokens of `--width` numbers (attention MIL only where
-torchmil is installed; the record says what is absent). What it keeps in memory is what the program would, and the tokens are made
-where the program would read them.
+torchmil is installed; the record says what is absent). Tokens are made where the program would read them, five a cell, and
+pooled into files of `--room` as `cytosae patients` does beside its result; mapped pages of these count as memory. Each model has a
+lap of its own, what it needs being made in the lap ``before`` it.
 
 Cells are made up: each has about `--active` active concepts, whose frequencies fall as a power of their rank (from one half
 of the cells down); five diagnoses of unequal size, 40 concepts commoner in one of them, ten cell types. Matrices are kept
@@ -22,9 +23,11 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -33,17 +36,20 @@ import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from bench_decode import machine
+from cytosae._progress import Meter
 from cytosae.patients import (
     ClassifyConfig,
     Cohort,
     DifferentialConfig,
+    Extras,
     ProfileRule,
+    _classify,
+    _pooled,
     classify,
     differential,
+    pool_tokens,
     profile_patients,
 )
-from cytosae.patients._designs import Extras
-from cytosae.patients._pooled import PooledTokens
 from cytosae.patients._profiles import CellValues, build_profiles
 
 PARTS = ("profiles", "differential", "l2", "table")
@@ -124,35 +130,71 @@ def l2_part(cohort: Cohort, timed: Callable[..., Any], repeats: int) -> dict[str
             "C_chosen": sorted(set(model["C_chosen"]))}  # fmt: skip
 
 
-def made_up_tokens(cohort: Cohort, width: int) -> PooledTokens:
-    """Class token (float16, as a store keeps it), mean, and extremes of every cell, a little apart by diagnosis."""
-    rng = np.random.default_rng(1)
-    shift = 0.1 * rng.standard_normal((5, width), np.float32)
-    kind = cohort.patients["diagnosis"].str[1:].astype(int).to_numpy()[cohort.owner]
-    n = len(kind)
-    first, mean = np.empty((n, width), np.float16), np.empty((n, width), np.float32)
-    highest, lowest = np.empty((n, width), np.float16), np.empty((n, width), np.float16)
-    for start in range(0, n, 4096):
-        at = slice(start, start + 4096)
-        some = rng.standard_normal((len(kind[at]), width), np.float32) + shift[kind[at]]
-        first[at], mean[at], highest[at], lowest[at] = some, some, some + 1, some - 1
-    return PooledTokens(first, mean, highest, lowest)
+class MadeUpStore:
+    """A store of class token and four patches a cell (float16), a little apart by diagnosis, made where it is read."""
+
+    dtype, token_kinds = "float16", ("class", *["patch"] * 4)
+
+    def __init__(self, cohort: Cohort, width: int) -> None:
+        self.d_in, self._rng = width, np.random.default_rng(1)
+        self._shift = 0.1 * self._rng.standard_normal((5, width), np.float32)
+        self._kind = cohort.patients["diagnosis"].str[1:].astype(int).to_numpy()[cohort.owner]
+
+    def part(self, kind: str) -> slice:
+        return slice(0, 1) if kind == "class" else slice(1, 5)
+
+    def rows_of(self, cell_ids: Any) -> Any:
+        return cell_ids
+
+    def chunks(self, rows: Any, size: int) -> Iterator[torch.Tensor]:
+        for start in range(0, len(rows), size):
+            kind = self._kind[rows[start : start + size]]
+            some = self._rng.standard_normal((len(kind), 5, self.d_in), np.float32) + self._shift[kind, None]
+            yield torch.from_numpy(some).half().float()
 
 
-def table_part(cohort: Cohort, timed: Callable[..., Any], options: argparse.Namespace) -> dict[str, Any]:
-    files = pd.DataFrame({"file_header": np.resize(["a", "b"], len(cohort.owner)), "file_bytes": 1000})
-    split: list[float] = []
+class Laps:
+    """Seconds on the clock, of the processor and peak memory so far, at every beginning and end of a `Meter`."""
 
-    def pooled() -> PooledTokens:
-        split.extend((time.perf_counter(), time.process_time()))
-        return made_up_tokens(cohort, options.width)
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, float]] = {}
+        self._last = time.perf_counter(), time.process_time()
 
-    config = ClassifyConfig(n_repeats=options.repeats)
-    start = time.perf_counter(), time.process_time()
-    done = timed("the whole table", lambda: classify(cohort, config, extras=Extras(pooled, files)))
+    def lap(self, name: str) -> None:
+        now = time.perf_counter(), time.process_time()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        clock, processor = (round(b - a, 1) for a, b in zip(self._last, now, strict=True))
+        self.found[name] = {"seconds": clock, "processor_seconds": processor, "peak_gb_so_far": round(peak, 2)}
+        print(f"{name}: {self.found[name]}", file=sys.stderr, flush=True)
+        self._last = now
+
+    def meter(self) -> type[Meter]:
+        laps = self
+
+        class Timed(Meter):
+            def __init__(self, total: int, what: str, unit: str) -> None:
+                laps.lap(f"before {what}")
+                super().__init__(total, what, unit)
+
+            def close(self) -> None:
+                laps.lap(self.what)
+                super().close()
+
+        return Timed
+
+
+def table_part(cohort: Cohort, options: argparse.Namespace) -> dict[str, Any]:
+    n, config = len(cohort.owner), ClassifyConfig(n_repeats=options.repeats)
+    files = pd.DataFrame({"file_header": np.resize(["a", "b"], n), "file_bytes": 1000})
+    store, laps = MadeUpStore(cohort, options.width), Laps()
+    meters = (patch.object(module, "Meter", laps.meter()) for module in (_classify, _pooled))
+    with TemporaryDirectory(dir=options.room) as room, next(meters), next(meters):
+        extras = Extras(lambda: pool_tokens(store, np.arange(n), Path(room)), files)  # type: ignore[arg-type]
+        done = classify(cohort, config, extras=extras)
+    laps.lap("scores, intervals and curve")
     return {"width": options.width, "folds": config.n_folds * config.n_repeats, "absent": done.record["absent"],
             "macro_f1": {name: model["metrics"]["macro_f1"]["value"] for name, model in done.record["models"].items()},
-            "seconds_of_concepts": round(split[0] - start[0], 1), "processor_seconds_of_concepts": round(split[1] - start[1], 1)}  # fmt: skip
+            "laps": laps.found, "processor_seconds_together": round(sum(v["processor_seconds"] for v in laps.found.values()))}  # fmt: skip
 
 
 def run_part(options: argparse.Namespace) -> dict[str, Any]:
@@ -172,7 +214,7 @@ def run_part(options: argparse.Namespace) -> dict[str, Any]:
         cohort = made_up(options.patients, options.cells, options.latents, options.active)
         print(f"{options.part}: data made, {cohort.maximum.nnz:,} nonzeros", file=sys.stderr)
         if options.part == "table":
-            found = table_part(cohort, timed, options)
+            found = table_part(cohort, options)
         elif options.part == "l2":
             found = l2_part(cohort, timed, options.repeats)
         else:
@@ -191,6 +233,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--part", choices=PARTS)
+    parser.add_argument("--room", type=Path, help="Where pooled tokens are kept meanwhile. [default: the system's]")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/patients.json"))
     options = parser.parse_args()
     if options.part:
@@ -206,7 +249,7 @@ def main() -> None:
             [sys.executable, __file__, f"--part={part}", *head], stdout=subprocess.PIPE, text=True, check=True
         )
         parts[part] = json.loads(done.stdout)
-    record = {"machine": machine(), "options": {k: v for k, v in vars(options).items() if k not in ("out", "part")},
+    record = {"machine": machine(), "options": {k: v for k, v in vars(options).items() if k not in ("out", "part", "room")},
               "parts": parts}  # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", "utf-8")

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from small_cohorts import SPEC
 
@@ -14,7 +15,7 @@ from cytosae import CytosaeError
 from cytosae.cells import read_cells, write_cells
 from cytosae.cli._main import run
 from cytosae.concepts import ConceptIndex, index_concepts, read_cells_by_concepts
-from cytosae.patients import contributions, parse_spec, read_cohort, read_patients, simulate_cohort
+from cytosae.patients import contributions, parse_spec, pool_tokens, read_cohort, read_patients, simulate_cohort
 from cytosae.patients._lineage import cells_seen
 from cytosae.sae import load_sae
 from cytosae.storage import read_parquet_record
@@ -66,6 +67,53 @@ def test_the_tokens_of_a_cohort_are_read_once(on_disk, study, tmp_path, monkeypa
     )
     assert run(arguments(on_disk, study, tmp_path / "p")) == 0
     assert asked == [read_patients(tmp_path / "p").manifest["n_cells"]]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_tokens_pooled_into_files_are_those_pooled_in_memory_and_the_class_token_is_kept_as_stored(dtype, tmp_path):
+    tokens = np.random.default_rng(0).normal(size=(150, 5, 6)).astype(dtype)
+
+    class Store:
+        d_in, token_kinds = 6, ["class", *["patch"] * 4]
+
+        def part(self, kind):
+            return slice(1, 5)
+
+        def rows_of(self, cell_ids):
+            return cell_ids
+
+        def chunks(self, rows, size):
+            for start in range(0, len(rows), size):
+                yield torch.from_numpy(tokens[rows[start : start + size]]).float()
+
+    Store.dtype = dtype
+    order = np.random.default_rng(1).permutation(150)
+    for cells in (order, order[:0]):
+        at_once, in_files = pool_tokens(Store(), cells), pool_tokens(Store(), cells, tmp_path)
+        for part in ("class_token", "mean", "highest", "lowest"):
+            a, b = getattr(at_once, part), getattr(in_files, part)
+            assert a.dtype == b.dtype
+            assert np.array_equal(a, b), part
+        assert at_once.class_token.dtype == dtype
+        assert np.array_equal(at_once.class_token, tokens[cells, 0])
+        assert np.array_equal(at_once.highest, tokens[cells, 1:].max(1).astype(np.float16))
+        assert np.array_equal(at_once.mean, tokens[cells, 1:].mean(1, dtype=np.float64).astype(np.float32))
+
+
+def test_pooled_tokens_lie_beside_the_result_and_go_with_the_run(on_disk, study, tmp_path, monkeypatch):
+    seen = []
+
+    def looked_at(store, cell_ids, folder):
+        found = pool_tokens(store, cell_ids, folder)
+        seen.append((folder.parent.parent, sorted(p.name for p in folder.iterdir())))
+        return found
+
+    monkeypatch.setattr("cytosae.patients._designs.pool_tokens", looked_at)
+    assert run(arguments(on_disk, study, tmp_path / "p", "--models", "mean_tokens,raw_neurons,pca")) == 0
+    assert seen == [(tmp_path, ["highest", "lowest", "mean"])]
+    assert [p.name for p in tmp_path.iterdir()] == ["p"]
+    assert not [p for p in (tmp_path / "p").rglob("*") if p.is_dir()]
+    assert {"mean_tokens", "raw_neurons", "pca"} <= set(read_patients(tmp_path / "p").classification["models"])
 
 
 def test_the_last_line_says_what_was_found_and_whether_the_dictionary_saw_the_cells(on_disk, study, tmp_path, capsys):

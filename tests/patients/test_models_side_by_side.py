@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from small_cohorts import memory_cohort
 from cytosae import CytosaeError
 from cytosae.patients import MODELS, ClassifyConfig, Extras, PooledTokens, classify, read_fixed_folds
 from cytosae.patients._calibration import brier, calibration_error, fit_temperature, reliability
+from cytosae.patients._designs import Components, Fixed, Profiles, RawNeurons
 from cytosae.patients._linear import fit_l1
 from cytosae.patients._methods import most_different
 from cytosae.patients._mil import mil_is_there
@@ -81,6 +83,33 @@ def test_pooled_tokens_may_be_read_when_the_models_of_concepts_are_fitted():
     assert calls == [1]
     classify(cohort, replace(config, models=("concept_profile", "concept_profile_l1")), extras=Extras(later))
     assert calls == [1], "tokens are read though no model wants them"
+
+
+def test_a_model_is_the_same_whichever_others_are_asked_for(all_models):
+    cohort, record = all_models
+    for names in (("pca",), ("n_cells", "raw_neurons"), ("composition", "class_token", "concept_profile_l1")):
+        some = classify(cohort, replace(QUICK, models=names, n_concepts=()), extras=extras_of(cohort)).record
+        for name in ("concept_profile", *names):
+            assert some["models"][name] == record["models"][name], name
+            assert some["predictions"][name] == record["predictions"][name], name
+
+
+def test_what_one_model_is_made_of_is_gone_before_the_next_is_made(monkeypatch):
+    alive, held = weakref.WeakSet(), []
+    for cls in (Profiles, Fixed, RawNeurons, Components):
+
+        def made(self, *args, before=cls.__init__):
+            held.append(len(alive))
+            alive.add(self)
+            before(self, *args)
+
+        monkeypatch.setattr(cls, "__init__", made)
+    monkeypatch.setattr("cytosae.patients._classify.LARGE", 0)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    cohort = memory_cohort()
+    config = replace(QUICK, Cs=(10.0,), n_concepts=(), models=[m for m in MODELS if m != "attention_mil"])
+    classify(cohort, config, extras=extras_of(cohort))
+    assert held == [0] * 8
 
 
 def test_noise_in_place_of_the_test_cells_changes_no_byte_of_any_model():
@@ -224,6 +253,24 @@ def test_dense_values_are_counted_as_a_plain_quantile_would():
     low = np.sort(values, 0)[10]
     assert np.allclose(shares[:, 7:], (by_patient < low).mean(1))
     assert np.allclose(shares.mean(0), 0.1)
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.97])
+def test_values_sorted_once_are_counted_as_all_of_them_are_wherever_the_threshold_lies(quantile):
+    rng = np.random.default_rng(3)
+    n_cells = np.array([3, 40, 0, 25, 60, 1, 31])
+    owner = np.repeat(np.arange(7), n_cells)
+    values = rng.normal(size=(160, 6)) + 3 * (owner == 4)[:, None]  # one patient has nearly all of the highest values
+    values[:, 2], values[:, 3] = np.round(values[:, 2]), 1.0
+    keys = ordered_keys([values], (6, 160))
+    other = ordered_keys([values - 1], (6, 160))
+    plain, quick = DenseValues(keys, other, owner, 7), DenseValues(keys, other, owner, 7, 2 * (1 - 0.9))
+    without = np.array([0, 1, 3, 6])
+    assert quick._among_sorted(0, np.isin(np.arange(7), without) / np.maximum(n_cells, 1), 4.0, 2.0) is None
+    for patients in (without, np.arange(7), np.array([4]), np.array([5])):
+        expected = plain.shares(quantile, patients)
+        assert np.array_equal(quick.shares(quantile, patients), expected, equal_nan=True)
+        assert np.isnan(expected[2]).all()
 
 
 def test_the_features_with_the_largest_f_are_kept():

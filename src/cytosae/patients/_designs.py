@@ -108,7 +108,8 @@ class RawNeurons:
         upper, lower = (
             ordered_keys(taken(values, order), values.shape[::-1]) for values in (pooled.highest, pooled.lowest)
         )
-        self._values = DenseValues(upper, lower, cohort.owner[order], len(cohort.patients))
+        outermost = min(1.0, 2 * (1 - _quantile(rule)))  # thresholds of training patients are seldom farther in
+        self._values = DenseValues(upper, lower, cohort.owner[order], len(cohort.patients), outermost)
         self._rule = rule
 
     def features(self, train: Ints) -> Features:

@@ -147,47 +147,63 @@ class DenseValues:
         int64 [n_cells], ascending: patient of each cell.
     n_patients
         Number of patients.
+    outermost
+        Of every column this share of the cells is sorted once, so that a threshold among them costs no pass over all;
+        worth it where many sets of patients are asked for.
     """
 
     def __init__(
-        self, upper: npt.NDArray[np.uint16], lower: npt.NDArray[np.uint16], owner: Ints, n_patients: int
-    ) -> None:
+        self, upper: npt.NDArray[np.uint16], lower: npt.NDArray[np.uint16], owner: Ints, n_patients: int,
+        outermost: float = 0.0,
+    ) -> None:  # fmt: skip
         self._upper, self._lower, self._owner, self.n_patients = upper, lower, owner, n_patients
         self._ends = np.searchsorted(owner, np.arange(n_patients + 1))
+        n = min(len(owner), int(np.ceil(outermost * len(owner))))
+        self._keys = np.empty((2 * len(upper) if n else 0, n), np.uint16)
+        self._owners = np.empty(self._keys.shape, np.uint16 if n_patients < 2**16 else np.int32)
+        for j in range(len(self._keys)):
+            key = self._column(j)
+            most = np.argpartition(key, len(key) - n)[len(key) - n :]
+            most = most[np.argsort(key[most])]
+            self._keys[j], self._owners[j] = key[most], owner[most]
 
     def shares(self, quantile: float, patients: Ints) -> Floats:
         """[n_patients, 2 m], thresholds set on `patients`, each weighing 1; NaN for a patient without cells."""
-        n_cells, m = np.diff(self._ends), len(self._upper)
+        n_cells = np.diff(self._ends)
         chosen = np.zeros(self.n_patients)
         chosen[patients] = 1.0
-        weight = (chosen / np.maximum(n_cells, 1))[self._owner]
-        wanted = quantile * weight.sum() - 1e-7
-        counts: Ints = np.zeros((self.n_patients, 2 * m), np.int64)
-        for j in range(m if len(weight) else 0):
-            key = self._upper[j]
-            lowest, mass = _mass(key, weight)
-            counts[:, j] = self._count(key > lowest + _place(mass, wanted))
-            if self._lower is not self._upper:
-                key = self._lower[j]
-                lowest, mass = _mass(key, weight)
-            counts[:, m + j] = self._count(key < lowest + len(mass) - 1 - _place(mass[::-1], wanted))
+        of_patient = chosen / np.maximum(n_cells, 1)
+        weight = of_patient[self._owner]
+        total = weight.sum()
+        wanted = quantile * total - 1e-7
+        counts = np.zeros((self.n_patients, 2 * len(self._upper)), np.int64)
+        for j in range(counts.shape[1] if len(weight) else 0):
+            found = self._among_sorted(j, of_patient, total, wanted) if len(self._keys) else None
+            counts[:, j] = self._among_all(j, weight, wanted) if found is None else found
         with np.errstate(invalid="ignore"):
             return np.asarray(counts / np.where(n_cells > 0, n_cells, np.nan)[:, None])
 
-    def _count(self, beyond: npt.NDArray[np.bool_]) -> Ints:
-        """How many cells of each patient."""
+    def _column(self, j: int) -> npt.NDArray[np.uint16]:
+        """Keys of a feature, of which the highest count."""
+        m = len(self._upper)
+        return np.asarray(self._upper[j] if j < m else 65535 - self._lower[j - m])
+
+    def _among_all(self, j: int, weight: Floats, wanted: float) -> Ints:
+        """Cells of each patient beyond the smallest key at or below which lies the wanted weight."""
+        key = self._column(j)
+        lowest = key.min()
+        running = np.cumsum(np.bincount(key - lowest, weights=weight))
+        beyond = key > int(lowest) + np.searchsorted(running, wanted, side="left")
         return np.diff(np.searchsorted(np.flatnonzero(beyond), self._ends))
 
-
-def _mass(key: npt.NDArray[np.uint16], weight: Floats) -> tuple[int, Floats]:
-    """The lowest key, and the weight at every key from it to the highest."""
-    lowest = int(key.min())
-    return lowest, np.asarray(np.bincount(key - np.uint16(lowest), weights=weight), np.float64)
-
-
-def _place(mass: Floats, wanted: float) -> int:
-    """The first place up to which lies the wanted weight."""
-    return int(np.searchsorted(np.cumsum(mass), wanted, side="left"))
+    def _among_sorted(self, j: int, of_patient: Floats, total: float, wanted: float) -> Ints | None:
+        """The same from the outermost cells; None where the threshold is not among them."""
+        running = np.cumsum(of_patient[self._owners[j]])
+        place = int(np.searchsorted(running, wanted - (total - running[-1]), side="left"))
+        if total - running[-1] >= wanted or place == len(running):
+            return None
+        first = np.searchsorted(self._keys[j], self._keys[j, place], side="right")
+        return np.bincount(self._owners[j, first:], minlength=self.n_patients)
 
 
 def ordered_keys(blocks: Iterable[npt.NDArray[Any]], shape: tuple[int, int]) -> npt.NDArray[np.uint16]:
