@@ -14,6 +14,7 @@ from small_cohorts import build, memory_cohort
 from cytosae import CytosaeError
 from cytosae.patients import (
     DifferentialConfig,
+    ProfileRule,
     against_each_other,
     differential,
     profile_patients,
@@ -167,8 +168,6 @@ def typed(seed: int, *, more_blasts: bool, vacuoles: bool):
 
 
 def parts(cohort, latent):
-    from cytosae.patients import ProfileRule
-
     table = differential(profile_patients(cohort, ProfileRule(quantile=0)), QUICK, cohort=cohort)
     return table[(table["latent"] == latent) & (table["diagnosis"] == "simulated B")].iloc[0]
 
@@ -230,6 +229,24 @@ def test_the_largest_code_finds_one_marker_cell_a_patient():
     assert best["effect"] > 10
     with pytest.raises(CytosaeError, match="did you mean 'max'"):
         differential(profiles, replace(QUICK, layer="maxx"))
+
+
+def test_two_marker_cells_in_forty_drown_at_the_default_quantile_and_are_found_by_the_largest_code_or_a_higher_one():
+    cohort = memory_cohort(n_cells=40)
+    rng = np.random.default_rng(0)
+    values = cohort.maximum.toarray()
+    values[:, 0] = rng.gamma(2.0, 1.0, len(values))  # a concept that every cell carries a little
+    for patient in np.flatnonzero(cohort.patients["diagnosis"] == "simulated C"):
+        values[np.flatnonzero(cohort.owner == patient)[:2], 0] += 20
+    cohort = build(cohort.patients, cohort.owner, values, cohort.labels, cohort.tokens)
+
+    def q(rule=None, **how):
+        table = differential(profile_patients(cohort, rule), replace(QUICK, **how))
+        return table.query("diagnosis == 'simulated C' and latent == 0")["q"].item()
+
+    assert q() > 0.05
+    assert q(layer="max") < 0.05
+    assert q(ProfileRule(quantile=0.97)) < 0.05
 
 
 def test_the_sensitivity_curve_meets_the_rule_at_its_own_quantile():
