@@ -23,6 +23,7 @@ import numpy.typing as npt
 from cytosae import TokenStore, extract_tokens, fit, index_concepts, load_backbone, load_sae, read_cells
 from cytosae._errors import CytosaeError
 from cytosae._progress import enable_progress, say
+from cytosae.backbones import parse_layer
 from cytosae.cells import Cells, build_cells, bundled_path, select, write_cells
 from cytosae.concepts import (
     Bundle,
@@ -54,6 +55,9 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument("--cells", type=Path, help="cells.parquet [default: the bundled cells]")
     parser.add_argument("--tokens", type=Path, help="their packaged DINOv2-S tokens; extracted where not given")
+    parser.add_argument(
+        "--layer", default="-2", help="block or blocks of DINOv2-S, where tokens are extracted (-2; 5,8,10)"
+    )
     parser.add_argument("--where", action="append", default=[], help="cells that may be used at all (column=value)")
     parser.add_argument("--label", action="append", default=[], metavar="OLD=NEW", help="another word for a label")
     parser.add_argument("--hold-out", action="append", default=[], metavar="dataset=NAME", help="kept out of training")
@@ -91,7 +95,8 @@ def main(given: Sequence[str]) -> None:
     if any(column != "dataset" for column, _ in held):
         raise CytosaeError("--hold-out takes dataset=NAME.")
     kept_out = [name for _, names in held for name in names.split(",")]
-    store = TokenStore(options.tokens) if options.tokens else _extract(cells, options.work / "tokens")
+    store = TokenStore(options.tokens) if options.tokens else extract_tokens(
+        cells, load_backbone("dinov2-s"), options.work / "tokens", layer=parse_layer(options.layer))  # fmt: skip
     source = options.sae or options.work / "trained"
     if options.sae is None:
         where = [*options.where, *([f"dataset!={','.join(kept_out)}"] if kept_out else [])]
@@ -147,10 +152,6 @@ def _relabelled(cells: Cells, words: dict[str, str], out: Path) -> Cells:
     return made
 
 
-def _extract(cells: Cells, out: Path) -> TokenStore:
-    return extract_tokens(cells, load_backbone("dinov2-s"), out)
-
-
 def _rounded(folder: Path, source: Path) -> bool:
     """Whether `folder` holds this dictionary, rounded."""
     return is_artifact(folder, "sae") and load_sae(folder).info["rounded"]["from"] == load_sae(source).hash
@@ -180,7 +181,10 @@ def _known(
 
 def _class_tokens(store: TokenStore, frame: Any) -> npt.NDArray[np.float32]:
     rows = store.rows_of(frame["cell_id"].to_numpy(np.int64), frame["sha256"].tolist())
-    parts = [store.read(rows[i : i + 256], kind="class").float()[:, 0].numpy() for i in range(0, len(rows), 256)]
+    last = store.d_in // store.n_blocks  # of several blocks the last, as `explain` takes it
+    parts = [
+        store.read(rows[i : i + 256], kind="class").float()[:, 0, -last:].numpy() for i in range(0, len(rows), 256)
+    ]
     return np.concatenate(parts)
 
 

@@ -34,6 +34,9 @@ class PatchColours:
     def block_number(self, layer: int) -> int:
         return layer % self.depth
 
+    def width(self, layer: int) -> int:
+        return self.d_in
+
     def tokens(self, images: Any, layer: int = -2) -> torch.Tensor:
         self.n_calls += 1
         x = torch.as_tensor(np.asarray(images)).float() / 255

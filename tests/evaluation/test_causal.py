@@ -30,6 +30,9 @@ class AddsUp:
     token_kinds = ["class"] + ["patch"] * 9
     n_tokens = 10
 
+    def width(self, layer: int) -> int:
+        return self.d_in
+
     def tokens(self, images: Any, layer: int = -2) -> torch.Tensor:
         x = torch.as_tensor(np.asarray(images)).float().view(len(images), 3, 2, 3, 2, 3).mean((2, 4)).flatten(1, 2)
         mixed = x @ torch.randn(3, D, generator=torch.Generator().manual_seed(1)) / 40

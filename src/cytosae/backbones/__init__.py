@@ -4,15 +4,22 @@ from cytosae.backbones._compile import why_not_compiled
 from cytosae.backbones._packaged import packaged_weights
 from cytosae.backbones._preprocess import Preprocessing, to_input
 from cytosae.backbones._registry import BACKBONES, BackboneInfo, load_backbone
+from cytosae.backbones._tap import Layer, Tap, known_layer, layer_option, layer_text, parse_layer
 from cytosae.backbones._vit import Backbone, probe
 
 __all__ = [
     "BACKBONES",
     "Backbone",
     "BackboneInfo",
+    "Layer",
     "Preprocessing",
+    "Tap",
+    "known_layer",
+    "layer_option",
+    "layer_text",
     "load_backbone",
     "packaged_weights",
+    "parse_layer",
     "probe",
     "to_input",
     "why_not_compiled",

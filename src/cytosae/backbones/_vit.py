@@ -12,6 +12,7 @@ import torch
 from cytosae._errors import CytosaeError, UsageError
 from cytosae.backbones._compile import TOLERANCE, compile_blocks, compiler_settings, why_not_compiled
 from cytosae.backbones._preprocess import Preprocessing, to_input
+from cytosae.backbones._tap import Layer, Tap, layer_text, tap_of
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -24,7 +25,7 @@ class Backbone:
     name, weights_sha256
         Which network with which weights.
     d_in
-        Width of a token.
+        Width of one block's token; see `width`.
     depth
         Number of blocks.
     n_prefix
@@ -92,38 +93,46 @@ class Backbone:
             record["options"] = self.options
         return record
 
-    def block_number(self, layer: int) -> int:
-        """Index from 0 of the block whose output `layer` names; negative counts from the end (-2: last but one)."""
-        block = layer if layer >= 0 else self.depth + layer
-        if not 0 <= block < self.depth:
-            raise UsageError(
-                f"--layer {layer} does not exist: {self.name} has {self.depth} blocks (0 to {self.depth - 1}, "
-                f"or -{self.depth} to -1)."
-            )
-        return block
+    def tap(self, layer: Layer) -> Tap:
+        """The blocks that `layer` names (an int, negative counted from the end, or several; see `tap_of`).
+
+        Raises
+        ------
+        UsageError
+            A block that does not exist or stands twice, or a factor that is not positive.
+        """
+        return tap_of(layer, self.depth, self.name)
+
+    def block_number(self, layer: Layer) -> int:
+        """Index from 0 of the block whose output `layer` names (-2: last but one); of several the last."""
+        return self.tap(layer).blocks[-1]
+
+    def width(self, layer: Layer) -> int:
+        """Numbers in a token: `d_in` for each block."""
+        return self.d_in * len(self.tap(layer).blocks)
 
     @torch.inference_mode()
-    def tokens(self, images: npt.NDArray[np.uint8] | torch.Tensor, layer: int = -2) -> torch.Tensor:
-        """Output of one block, residual stream, no final norm.
+    def tokens(self, images: npt.NDArray[np.uint8] | torch.Tensor, layer: Layer = -2) -> torch.Tensor:
+        """Output of one block, or of several side by side, residual stream, no final norm.
 
         Parameters
         ----------
         images
             uint8 [batch, side, side, 3], resized by `preprocessing.resize`.
         layer
-            Which block; later blocks are not computed.
+            Which block or blocks; later ones are not computed. Of several, each is multiplied by its factor.
 
         Returns
         -------
-        float32 [batch, n_tokens, d_in]
+        float32 [batch, n_tokens, width(layer)]
         """
-        stop, x = self.block_number(layer) + 1, self.embed(torch.as_tensor(images))
-        if len(x) != self.compiled or stop > len(self._compiled):
-            return self._run(x, 0, stop).float()
+        tap, x = self.tap(layer), self.embed(torch.as_tensor(images))
+        if len(x) != self.compiled or tap.blocks[-1] >= len(self._compiled):
+            return self._tapped(x, tap)
         with compiler_settings():
-            return self._run(x, 0, stop, self._compiled).float()
+            return self._tapped(x, tap, self._compiled)
 
-    def compile(self, batch: int, layer: int = -2) -> None:
+    def compile(self, batch: int, layer: Layer = -2) -> None:
         """Have `tokens` run the blocks up to `layer` compiled for batches of `batch` images; the first is run here.
 
         Parameters
@@ -181,10 +190,36 @@ class Backbone:
             x = self.model.patch_drop(x)
         return self.model.norm_pre(x)  # type: ignore[no-any-return]
 
-    def run_from(self, layer: int, tokens: torch.Tensor) -> torch.Tensor:
-        """The rest of the network: the output of block `layer` -> the normed final tokens [batch, n_tokens, d_in]."""
-        x = self._run(tokens.to(self.device, self.dtype), self.block_number(layer) + 1, self.depth)
+    def run_from(self, layer: Layer, tokens: torch.Tensor) -> torch.Tensor:
+        """The rest of the network: tokens as `tokens` gives them -> the normed final tokens [batch, n_tokens, d_in].
+
+        The network goes on from the last block alone, so of tokens of several blocks only that part has an effect.
+
+        Raises
+        ------
+        UsageError
+            The tokens are of another width.
+        """
+        tap = self.tap(layer)
+        if tokens.shape[-1] != self.width(layer):
+            raise UsageError(
+                f"The tokens are {tokens.shape[-1]} wide, but those of {layer_text(layer)} are {self.width(layer)}."
+            )
+        last = tokens[..., -self.d_in :].to(self.device)
+        if tap.factors[-1] != 1:
+            last = last / tap.factors[-1]
+        x = self._run(last.to(self.dtype), tap.blocks[-1] + 1, self.depth)
         return self.model.norm(x).float()  # type: ignore[no-any-return]
+
+    def _tapped(
+        self, x: torch.Tensor, tap: Tap, blocks: Sequence[Callable[..., torch.Tensor]] | None = None
+    ) -> torch.Tensor:
+        """float32 outputs of the blocks of a tap, times their factors, side by side."""
+        out, start = [], 0
+        for block, factor in zip(tap.blocks, tap.factors, strict=True):
+            x, start = self._run(x, start, block + 1, blocks), block + 1
+            out.append(x.float() if factor == 1 else x.float() * factor)
+        return out[0] if len(out) == 1 else torch.cat(out, -1)
 
     def _run(
         self, x: torch.Tensor, start: int, stop: int, blocks: Sequence[Callable[..., torch.Tensor]] | None = None

@@ -35,9 +35,10 @@ def command() -> None:
     "--backbone", help="The backbone that it is for, where there are no tokens yet (see 'cytosae backbones')."
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Weight file of that backbone.")
-@click.option("--layer", type=int, help="Block of the backbone, where the file does not say it or is overruled.")
+@click.option("--layer", metavar="BLOCK[,BLOCK...]",
+              help="Block of the backbone, where the file does not say it or is overruled; several as 5x4,8x2,10.")  # fmt: skip
 def sae(
-    file: Path, tokens: Path | None, backbone: str | None, weights: Path | None, layer: int | None, out: Path
+    file: Path, tokens: Path | None, backbone: str | None, weights: Path | None, layer: str | None, out: Path
 ) -> None:
     """Make an SAE folder of FILE.
 
@@ -45,13 +46,14 @@ def sae(
     ae.pt or its folder, or a Hugging Face folder that 'cytosae export' wrote. Values stay as trained; what cannot be known
     is null.
     """
+    from cytosae.backbones import layer_text, parse_layer
     from cytosae.sae.formats import Belonging, import_sae
 
     if tokens is not None and backbone is not None:
         raise UsageError("Give --tokens or --backbone, not both; the tokens say their backbone.")
     if weights is not None and backbone is None:
         raise UsageError("--weights is of a backbone; name it with --backbone.")
-    belongs = None
+    belongs, blocks = None, None if layer is None else parse_layer(layer)
     if tokens is not None:
         from cytosae.tokens import TokenStore
 
@@ -60,17 +62,17 @@ def sae(
         from cytosae.backbones import load_backbone
 
         network = load_backbone(backbone, weights=weights)
-        if layer is not None:
-            network.block_number(layer)
-        belongs = Belonging.of_backbone(network)
-    found = import_sae(file, out, belongs=belongs, layer=layer)
+        if blocks is not None and not isinstance(blocks, int):
+            blocks = network.tap(blocks).as_layer()
+        belongs = Belonging.of_backbone(network, blocks)
+    found = import_sae(file, out, belongs=belongs, layer=blocks)
     info = found.info
     activation = f"{found.activation} {found.k}" if found.k else found.activation
     whose = f"{info['backbone']['name']}" if info["backbone"] else "not known (say it with --tokens or --backbone)"
     changes = "".join(f"; {change}" for change in info["imported"]["changes"])
     done(
         f"Wrote {out}: {found.n_latents:,} latents of {found.d_in} numbers, {activation}, from {info['imported']['format']}"
-        f"{changes}; backbone {whose}, block {'not known' if info['layer'] is None else info['layer']}."
+        f"{changes}; backbone {whose}, {layer_text(info['layer'])}."
     )
 
 

@@ -20,7 +20,11 @@ from cytosae.cli._common import done, precision, verb, where_option
     "--image-size", type=click.IntRange(1), help="Pixels a side, where the network allows another than its own."
 )
 @click.option(
-    "--layer", type=int, default=-2, show_default=True, help="Block whose output is kept; -2 is the last but one."
+    "--layer",
+    default="-2",
+    show_default=True,
+    metavar="BLOCK[,BLOCK...]",
+    help="Block whose output is kept; -2 is the last but one. 5,8,10 keeps three side by side, 5x4,8x2,10x1 with factors.",
 )
 @click.option("--precision", "wanted", type=click.Choice(["float32", "bfloat16", "auto"]), default="float32", show_default=True,
               help="Of the forward pass; auto takes bfloat16 where the processor multiplies in it.")  # fmt: skip
@@ -39,7 +43,7 @@ def command(
     weights: Path | None,
     heads: int | None,
     image_size: int | None,
-    layer: int,
+    layer: str,
     wanted: str,
     store: str,
     keep: str,
@@ -54,11 +58,11 @@ def command(
 
     Interrupted, it goes on from the last whole shard when called again.
     """
-    from cytosae.backbones import load_backbone
+    from cytosae.backbones import load_backbone, parse_layer
     from cytosae.cells import read_cells
     from cytosae.tokens import extract_tokens, parse_keep
 
-    kinds = parse_keep(keep)
+    kinds, blocks = parse_keep(keep), parse_layer(layer)
     table = read_cells(cells)
     network = load_backbone(
         backbone,
@@ -72,7 +76,7 @@ def command(
         table,
         network,
         out,
-        layer=layer,
+        layer=blocks,
         store=store,
         where=where,
         keep=kinds,

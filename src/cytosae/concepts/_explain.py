@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cytosae._errors import CytosaeError
-from cytosae.backbones import Backbone
+from cytosae.backbones import Backbone, Layer
 from cytosae.cells import UnreadableImageError, cell_share_of_patches, decode_image, estimate_cell
 from cytosae.concepts._bundle import Bundle, load_bundle
 from cytosae.concepts._index import ConceptIndex
@@ -92,7 +92,7 @@ def explain(
     sae: SparseAutoencoder | None = None,
     backbone: Backbone | None = None,
     *,
-    layer: int | None = None,
+    layer: Layer | None = None,
     index: ConceptIndex | None = None,
     n_concepts: int = 8,
 ) -> Explanation:
@@ -145,7 +145,7 @@ def explain_pixels(
     sae: SparseAutoencoder | None = None,
     backbone: Backbone | None = None,
     *,
-    layer: int | None = None,
+    layer: Layer | None = None,
     index: ConceptIndex | None = None,
     n_concepts: int = 8,
     refuse: bool = False,
@@ -161,7 +161,8 @@ def explain_pixels(
     if backbone is None:
         backbone, own_layer = backbone_of(sae, str(sae.W_enc.device))
         layer = own_layer if layer is None else layer
-    layer = int(sae.info.get("layer", -2)) if layer is None else layer
+    layer = sae.info.get("layer") if layer is None else layer
+    layer = -2 if layer is None else layer
     if index is None and bundle is not None:
         index = bundle.index
     tokens = backbone.tokens(np.stack([backbone.preprocessing.resize(pixels)]), layer)[0]
@@ -199,7 +200,7 @@ def fitting_bundle(sae: SparseAutoencoder | None) -> Bundle | None:
     return load_bundle()
 
 
-def how_unusual(tokens: npt.NDArray[np.float32], backbone: Backbone, layer: int) -> Unusual | None:
+def how_unusual(tokens: npt.NDArray[np.float32], backbone: Backbone, layer: Layer) -> Unusual | None:
     """How unusual the image of some tokens [n_tokens, d_in] is; None where the bundle knows no cells by this backbone and block."""
     try:
         reference = load_bundle().reference

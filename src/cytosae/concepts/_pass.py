@@ -15,7 +15,7 @@ import torch
 
 from cytosae._errors import UsageError
 from cytosae._progress import Meter, say
-from cytosae.backbones import Backbone
+from cytosae.backbones import Backbone, Layer
 from cytosae.cells import Cells, select
 from cytosae.concepts._cells_by_concepts import POOLINGS, rows_of, write_cells_by_concepts
 from cytosae.concepts._codes import Encoder
@@ -168,7 +168,7 @@ class _Work:
     def __post_init__(self) -> None:
         self.n_shards = -(-len(self.frame) // SHARD)
         self.kind, self.rank_by = ("patch", "max") if self.semantics == "default" else ("all", "mean")
-        self._network: tuple[Backbone, int] | None = None
+        self._network: tuple[Backbone, Layer] | None = None
         positions = {name: {v: i for i, v in enumerate(names)} for name, names in self.groups.items()}
         self.codes = {
             name: np.array([-1 if pd.isna(v) else positions[name][str(v)] for v in self.frame[name]], np.int64)
@@ -232,7 +232,7 @@ class _Work:
             self.stored.verify(checked, part)
             yield int(mine[0] // SHARD), mine, self.stored.read(part, self.kind)
 
-    def _backbone(self) -> tuple[Backbone, int]:
+    def _backbone(self) -> tuple[Backbone, Layer]:
         if self._network is None:
             self._network = backbone_of(self.sae, self.device, self.weights)
         return self._network

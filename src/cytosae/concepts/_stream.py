@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from cytosae._errors import CytosaeError
-from cytosae.backbones import Backbone, load_backbone
+from cytosae.backbones import Backbone, Layer, load_backbone
 from cytosae.sae import SparseAutoencoder
 from cytosae.storage import hash_file
 from cytosae.tokens import TokenStore, encode_images
@@ -141,7 +141,7 @@ def check_tokens(sae: SparseAutoencoder, store: TokenStore) -> None:
             )
 
 
-def backbone_of(sae: SparseAutoencoder, device: str, weights: Path | str | None = None) -> tuple[Backbone, int]:
+def backbone_of(sae: SparseAutoencoder, device: str, weights: Path | str | None = None) -> tuple[Backbone, Layer]:
     """The backbone a dictionary belongs to, and the block it was trained on.
 
     Parameters
@@ -173,11 +173,17 @@ def backbone_of(sae: SparseAutoencoder, device: str, weights: Path | str | None 
         raise CytosaeError(
             f"The weights of {record['name']} are not those the dictionary was trained on (sha256 differs)."
         )
-    return backbone, int(sae.info["layer"])
+    layer: Layer | None = sae.info.get("layer")
+    if layer is None:
+        raise CytosaeError(
+            "This dictionary does not say which block of the backbone it reads; give tokens with --tokens, or import it again "
+            "with --layer."
+        )
+    return backbone, layer
 
 
 def computed_tokens(
-    frame: pd.DataFrame, root: str, backbone: Backbone, layer: int, kind: str
+    frame: pd.DataFrame, root: str, backbone: Backbone, layer: Layer, kind: str
 ) -> Iterator[tuple[Ints, torch.Tensor]]:
     """(rows of `frame`, tokens float32 [n, tokens, d_in]) in lots of at most `CHUNK` cells, from the images."""
     start = 0

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from cytosae._errors import CytosaeError
-from cytosae.backbones import Backbone
+from cytosae.backbones import Backbone, Layer
 from cytosae.cells import Cells
 from cytosae.concepts import backbone_of
 from cytosae.concepts._stream import StoredTokens
@@ -171,10 +171,10 @@ class Context:
         return hash_json([s.hash for s in self.tokens.stores])
 
     @cached_property
-    def _backbone(self) -> tuple[Backbone, int]:
+    def _backbone(self) -> tuple[Backbone, Layer]:
         return backbone_of(self.sae, "cpu", self.weights)
 
-    def backbone(self) -> tuple[Backbone, int] | str:
+    def backbone(self) -> tuple[Backbone, Layer] | str:
         """The backbone the dictionary belongs to and the block it reads, or one sentence why there is none."""
         try:
             return self._backbone

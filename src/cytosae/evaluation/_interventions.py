@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
-from cytosae.backbones import Backbone
+from cytosae.backbones import Backbone, Layer
 from cytosae.evaluation._context import Context
 from cytosae.sae import SparseAutoencoder
 
@@ -71,7 +71,7 @@ class Bench:
         Mean squared distance of a patch from the mean patch: changes are measured by it.
     """
 
-    def __init__(self, context: Context, backbone: Backbone, layer: int, rows: Array) -> None:
+    def __init__(self, context: Context, backbone: Backbone, layer: Layer, rows: Array) -> None:
         self.backbone, self.layer, self.rows = backbone, layer, rows
         self.tokens = read_all(context, rows)
         kinds = np.asarray(context.tokens.stores[0].token_kinds)

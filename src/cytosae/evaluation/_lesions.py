@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from cytosae.backbones import Backbone
+from cytosae.backbones import Backbone, Layer
 from cytosae.cells import estimate_cell
 from cytosae.evaluation._context import Context
 from cytosae.tokens import load_images
@@ -81,7 +81,7 @@ class Planted:
     n_hosts: int
 
 
-def plant(context: Context, lesion: Lesion, backbone: Backbone, layer: int) -> Planted | str:
+def plant(context: Context, lesion: Lesion, backbone: Backbone, layer: Layer) -> Planted | str:
     """Paste a lesion into hosts of both sides; donors and hosts of a side come from that side.
 
     Returns

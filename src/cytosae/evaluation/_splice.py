@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from cytosae._errors import CytosaeError, UsageError
-from cytosae.backbones import Backbone
+from cytosae.backbones import Backbone, Layer
 from cytosae.cells import UnreadableImageError, decode_image
 from cytosae.sae import SparseAutoencoder
 
@@ -48,12 +48,13 @@ class Spliced:
 
 
 def splice(
-    backbone: Backbone, sae: SparseAutoencoder, image: Path | str | npt.NDArray[np.uint8], edit: Edit, layer: int | None = None
+    backbone: Backbone, sae: SparseAutoencoder, image: Path | str | npt.NDArray[np.uint8], edit: Edit, layer: Layer | None = None
 ) -> Spliced:  # fmt: skip
     """Change a cell's codes and run the rest of the network.
 
     Tokens x become x + (edited - codes) @ W_dec: what the dictionary does not explain stays as it was, so an edit that
-    changes no code changes nothing.
+    changes no code changes nothing. Of a dictionary on several blocks only the change at the last one has an effect, since the
+    network goes on from there.
 
     Parameters
     ----------
@@ -73,14 +74,15 @@ def splice(
     UsageError
         Pixels of another shape, or an edit that gives another shape or what is no number.
     """
-    if sae.d_in != backbone.d_in:
-        raise CytosaeError(
-            f"The dictionary reads tokens of {sae.d_in} numbers, but {backbone.name} gives {backbone.d_in}; use the same backbone."
-        )
-    if layer is None and "layer" not in sae.info:
+    at_layer: Layer | None = sae.info.get("layer") if layer is None else layer
+    if at_layer is None:
         raise CytosaeError("The dictionary does not say which block it reads; give layer=.")
-    at_layer = int(sae.info["layer"]) if layer is None else layer
-    x = backbone.tokens(backbone.preprocessing.resize(_pixels(image))[None], at_layer)[0].cpu().clone()
+    width = backbone.width(at_layer)
+    if sae.d_in != width:
+        raise CytosaeError(
+            f"The dictionary reads tokens of {sae.d_in} numbers, but {backbone.name} gives {width}; use the same backbone."
+        )
+    x = backbone.tokens(np.stack([backbone.preprocessing.resize(_pixels(image))]), at_layer)[0].cpu().clone()
     kinds = backbone.token_kinds
     at = torch.tensor([i for i, kind in enumerate(kinds) if kind in (sae.info.get("token_kinds") or ["patch"])])
     codes = sae.encode(x[at])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from cytosae._progress import Meter
-from cytosae.backbones import Backbone
+from cytosae.backbones import Backbone, Layer
 from cytosae.evaluation._context import Context
 from cytosae.sae import SparseAutoencoder
 
@@ -36,7 +36,7 @@ class Readouts:
 
 
 def run_spliced(
-    context: Context, backbone: Backbone, layer: int, rows: Array, replace: dict[str, Replace], what: str
+    context: Context, backbone: Backbone, layer: Layer, rows: Array, replace: dict[str, Replace], what: str
 ) -> Readouts:
     """Put tokens back at the block they came from and run the rest of the network.
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae._progress import say, track
-from cytosae.backbones import Backbone
+from cytosae.backbones import Backbone, Layer
 from cytosae.cells import Corners, Window, box_windows, image_paths, read_boxes
 from cytosae.concepts import ConceptIndex, Explanation, Reference, explain_pixels, names_path, read_pixels
 from cytosae.reports._explained import caption, draw_field, save_explanation
@@ -88,7 +88,7 @@ def explain_files(
     out: Path,
     sae: SparseAutoencoder,
     backbone: Backbone,
-    layer: int,
+    layer: Layer,
     *,
     index: ConceptIndex | None = None,
     reference: Reference | None = None,

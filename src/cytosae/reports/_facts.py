@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cytosae.backbones import layer_text
 from cytosae.reports._run import Run
 from cytosae.storage import created_by
 
@@ -50,7 +51,7 @@ def about_run(run: Run) -> dict[str, Any]:
         "n_heldout": run.index.n_cells,
         "backbone": store["backbone"]["name"],
         "backbone_long": _long_name(store["backbone"]["name"]),
-        "layer": store["layer"],
+        "layer": layer_text(store["layer"]),
         "n_tokens": store["n_tokens"],
         "grid": store["grid"],
         "d_in": sae.d_in,
@@ -110,7 +111,7 @@ def _provenance(run: Run) -> list[Fact]:
         Fact(
             "tokens",
             run.store.hash,
-            f"block {run.store.manifest['layer']}, {run.store.manifest['precision']}, kept as {run.store.dtype}",
+            f"{layer_text(run.store.manifest['layer'])}, {run.store.manifest['precision']}, kept as {run.store.dtype}",
         ),
         Fact("sae", run.sae.hash, _origin(info)),
         Fact("index", run.index.hash, "cells: " + (", ".join(run.index.manifest["config"]["where"]) or "all")),

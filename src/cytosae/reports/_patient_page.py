@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cytosae._progress import Meter, say
+from cytosae.backbones import Layer
 from cytosae.cells import Cells, ImageReader, decode_image, read_cells
 from cytosae.concepts import ConceptIndex, backbone_of, check_tokens, concept_maps, named_concepts
 from cytosae.patients import (
@@ -79,7 +80,8 @@ class Views:
     ) -> None:
         self._rows, self._root, self._reader = cells.frame.set_index("cell_id"), cells.root, ImageReader(cells.root)
         self._sae = None if sae is None else load_sae(sae)
-        self._store, self._backbone, self._layer = store, None, 0
+        self._store, self._backbone = store, None
+        self._layer: Layer = 0
         if self._sae is not None and store is not None:
             check_tokens(self._sae, store)
         elif self._sae is not None:

@@ -1,5 +1,6 @@
 """Tokens: extraction by a frozen backbone, the store on disk, and the order in which training reads it."""
 
+from cytosae.tokens._balance import balanced
 from cytosae.tokens._extract import encode_images, extract_tokens, load_images
 from cytosae.tokens._kinds import parse_keep, sample_patches
 from cytosae.tokens._order import TokenOrder
@@ -13,6 +14,7 @@ __all__ = [
     "TokenOrder",
     "TokenStore",
     "TokenStream",
+    "balanced",
     "encode_images",
     "extract_tokens",
     "load_images",

@@ -17,9 +17,10 @@ import torch
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae._progress import Meter, say
-from cytosae.backbones import Backbone
+from cytosae.backbones import Backbone, Layer
 from cytosae.cells import Cells, ImageReader, UnreadableImageError, decode_image, select
 from cytosae.storage import commit_file, commit_folder, same_work, write_table
+from cytosae.tokens._balance import balanced
 from cytosae.tokens._forward import check_mode, choose_forward
 from cytosae.tokens._kinds import KINDS, Kept
 from cytosae.tokens._store import KIND, STORED, TORCH, VERSION, TokenStore, image_keys
@@ -35,7 +36,7 @@ def extract_tokens(
     backbone: Backbone,
     out: Path | str,
     *,
-    layer: int = -2,
+    layer: Layer = -2,
     store: str = "float16",
     where: Sequence[str] = (),
     keep: Sequence[str] = KINDS,
@@ -54,7 +55,8 @@ def extract_tokens(
     out
         Folder of the token store.
     layer
-        Block whose output is kept (-2: the last but one, as in the paper).
+        Block whose output is kept (-2: the last but one, as in the paper); or a list of blocks, kept side by side, each
+        brought to the spread of the last (see `balanced`), or multiplied by a factor given as ``[block, factor]``.
     store
         ``float16``, ``bfloat16`` or ``float32``.
     where
@@ -78,7 +80,7 @@ def extract_tokens(
     if store not in STORED:
         raise UsageError(f"There is no stored type {store!r}; use {', '.join(STORED)}.")
     check_mode(compile)
-    backbone.block_number(layer)
+    layer = balanced(backbone, layer)
     kept = Kept.of(backbone.token_kinds, keep, patches, seed, backbone.name)
     frame = select(cells, where)
     inputs = {"cells": cells.hash, "backbone": backbone.weights_sha256}
@@ -112,7 +114,7 @@ def extract_tokens(
             "n_prefix": kept.n_prefix,
             "token_kinds": kept.kinds,
             "grid": list(backbone.grid),
-            "d_in": backbone.d_in,
+            "d_in": backbone.width(layer),
             "dtype": store,
             "layer": layer,
             "backbone": backbone.record,
@@ -137,7 +139,7 @@ def load_images(frame: pd.DataFrame, root: str, backbone: Backbone) -> npt.NDArr
     return out
 
 
-def encode_images(frame: pd.DataFrame, root: str, backbone: Backbone, layer: int) -> Iterator[torch.Tensor]:
+def encode_images(frame: pd.DataFrame, root: str, backbone: Backbone, layer: Layer) -> Iterator[torch.Tensor]:
     """float32 tokens of the cells in `frame`, `BATCH` at a time, the next batch being decoded meanwhile."""
     parts = [frame.iloc[i : i + BATCH] for i in range(0, len(frame), BATCH)]
     with ThreadPoolExecutor(1) as pool:
@@ -152,7 +154,7 @@ def encode_images(frame: pd.DataFrame, root: str, backbone: Backbone, layer: int
 
 
 def _write_shards(
-    frame: pd.DataFrame, root: str, backbone: Backbone, layer: int, store: str, kept: Kept, folder: Path, mode: str
+    frame: pd.DataFrame, root: str, backbone: Backbone, layer: Layer, store: str, kept: Kept, folder: Path, mode: str
 ) -> tuple[float, dict[str, Any]]:
     """Write the shards that are missing; give the largest absolute value of all, as stored, and which forward pass it was."""
     top = 0.0
@@ -160,7 +162,7 @@ def _write_shards(
     paths = {start: folder / f"tokens-{start // SHARD:05d}.bin" for start in range(0, len(frame), SHARD)}
     missing = [start for start, path in paths.items() if not path.exists()]  # what is there is whole: it was renamed
     left = np.concatenate([np.arange(s, min(s + SHARD, len(frame))) for s in missing] or [np.empty(0, np.int64)])
-    _check_room(folder, len(left) * len(kept.kinds) * backbone.d_in * STORED[store].itemsize)
+    _check_room(folder, len(left) * len(kept.kinds) * backbone.width(layer) * STORED[store].itemsize)
     forward = choose_forward(backbone, layer, mode, batch=BATCH, n_left=-(-len(left) // BATCH), folder=folder)
     # shards hold whole batches, so one pipeline runs through all that are missing
     stream = encode_images(frame.iloc[left], root, backbone, layer)

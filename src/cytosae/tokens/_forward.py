@@ -11,7 +11,7 @@ import torch
 
 from cytosae._errors import CytosaeError, UsageError, nearest
 from cytosae._progress import say
-from cytosae.backbones import Backbone, probe, why_not_compiled
+from cytosae.backbones import Backbone, Layer, probe, why_not_compiled
 from cytosae.storage import commit_file, write_json
 
 MODES = ("auto", "on", "off")
@@ -30,7 +30,7 @@ _ROUNDS = 3
 
 
 def choose_forward(
-    backbone: Backbone, layer: int, mode: str, *, batch: int, n_left: int, folder: Path
+    backbone: Backbone, layer: Layer, mode: str, *, batch: int, n_left: int, folder: Path
 ) -> dict[str, Any]:
     """Set `backbone` up to run eager or compiled, as recorded in `folder`, or else as it pays.
 
@@ -80,7 +80,7 @@ def check_mode(mode: str) -> None:
         raise UsageError(f"There is no compile mode {mode!r}{nearest(mode, MODES)}.")
 
 
-def _compile(backbone: Backbone, layer: int, batch: int, n_left: int) -> bool:
+def _compile(backbone: Backbone, layer: Layer, batch: int, n_left: int) -> bool:
     """Compile; False, with one line on why, where that cannot be done."""
     say("tokens: compiling the forward pass")
     try:
@@ -91,7 +91,7 @@ def _compile(backbone: Backbone, layer: int, batch: int, n_left: int) -> bool:
     return True
 
 
-def _compile_again(backbone: Backbone, layer: int, batch: int, record: dict[str, Any], folder: Path) -> None:
+def _compile_again(backbone: Backbone, layer: Layer, batch: int, record: dict[str, Any], folder: Path) -> None:
     here = _here()
     differs = [f"{key} {record.get(key)} and here it is {here[key]}" for key in here if record.get(key) != here[key]]
     begun = f"The unfinished tokens in {folder} were begun with a compiled forward pass"
@@ -110,7 +110,7 @@ def _compile_again(backbone: Backbone, layer: int, batch: int, record: dict[str,
         ) from error
 
 
-def _pays(backbone: Backbone, layer: int, batch: int, n_left: int) -> bool:
+def _pays(backbone: Backbone, layer: Layer, batch: int, n_left: int) -> bool:
     """Whether compiling pays for the batches left; the backbone is compiled if so, and eager if not."""
     if n_left < FEWEST or why_not_compiled(backbone.device):
         return False
@@ -131,7 +131,7 @@ def _pays(backbone: Backbone, layer: int, batch: int, n_left: int) -> bool:
     return keep
 
 
-def _seconds(backbone: Backbone, images: Any, layer: int) -> float:
+def _seconds(backbone: Backbone, images: Any, layer: Layer) -> float:
     started = time.perf_counter()
     float(backbone.tokens(images, layer).sum())  # a number on the host: the device has finished
     return time.perf_counter() - started

@@ -41,8 +41,9 @@ class TokenStore:
     ----------
     cell_ids
         int64 [n_rows]: which cell a row is, ascending.
-    n_rows, n_tokens, n_prefix, d_in
-        Shape: rows, tokens kept of a cell, how many of them stand before the patches, width of a token.
+    n_rows, n_tokens, n_prefix, d_in, n_blocks
+        Shape: rows, tokens kept of a cell, how many of them stand before the patches, width of a token, and blocks side by side
+        in it.
     grid
         Rows and columns of patches of the backbone.
     token_kinds
@@ -59,6 +60,7 @@ class TokenStore:
         self.folder = Path(folder)
         self.n_rows, self.n_tokens, self.n_prefix = int(m["n_rows"]), int(m["n_tokens"]), int(m["n_prefix"])
         self.d_in, self.grid = int(m["d_in"]), (int(m["grid"][0]), int(m["grid"][1]))
+        self.n_blocks = len(m["layer"]) if isinstance(m.get("layer"), list) else 1
         n_patches = self.n_tokens - self.n_prefix
         self.token_kinds: list[str] = list(m.get("token_kinds") or ["prefix"] * self.n_prefix + ["patch"] * n_patches)
         self.sampled = 0 < n_patches < self.grid[0] * self.grid[1]

@@ -110,12 +110,12 @@ def fit_many(
             raise UsageError(f"Dictionaries trained in one pass share {key}; give it with --set, or train them apart.")
     train_rows, test_rows = _rows(store, cells, where, heldout)
     first = members[0].recipe
-    threads = training_threads(first, store.d_in)
+    threads = training_threads(first, store.d_in, store.n_blocks)
     inputs = {"tokens": store.hash, "cells": cells.hash}
     open_members, configs = [], []
     for m in members:
         dense_start = m.recipe.model == "relu-l1"
-        size = m.recipe.expansion * store.d_in
+        size = m.recipe.expansion * store.d_in // store.n_blocks
         path = choose(device, store.d_in, size, products=m.recipe.products, dense_start=dense_start)
         config = {"recipe": m.recipe.as_dict(), "seed": m.seed, "order_seed": seed, "where": list(where), "heldout": list(heldout),
                   "path": path.name, "semantics": semantics(m.recipe), "threads": threads}  # fmt: skip
@@ -136,7 +136,7 @@ def fit_many(
         stream = _stream(store, cells, where, train_rows, first, seed)
         n_steps = max(1, first.presentations // stream.batch)
         facts = TokenFacts.of(
-            stream.sample(SAMPLE, seed), stream.cells_at(0) if isinstance(stream, CellStream) else None
+            stream.sample(SAMPLE, seed), stream.cells_at(0) if isinstance(stream, CellStream) else None, store.n_blocks
         )
         trainers = [Trainer(m.recipe, m.seed, facts, path, n_steps, device) for m, path in open_members]
         names = [m.out.name for m, _ in open_members]
@@ -242,13 +242,13 @@ def _unit(stream: Stream) -> str:
     return "cells" if isinstance(stream, CellStream) else "tokens"
 
 
-def training_threads(recipe: Recipe, d_in: int) -> int:
+def training_threads(recipe: Recipe, d_in: int, n_blocks: int = 1) -> int:
     """Threads for a step: one where its products are so small that threads would mostly wait for each other.
 
     At 512 tokens and 768 latents a second thread adds a fifth on an idle machine, and beside another busy process costs a
     factor of ten.
     """
-    work = recipe.batch * recipe.expansion * d_in * d_in
+    work = recipe.batch * recipe.expansion * d_in * d_in // n_blocks
     return 1 if work < _SMALL_STEP else torch.get_num_threads()
 
 

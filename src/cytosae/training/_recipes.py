@@ -23,7 +23,7 @@ class Recipe:
     model
         ``relu-l1``, ``topk``, ``batchtopk``, ``jumprelu`` or ``matryoshka``.
     expansion
-        Latents for each dimension of a token.
+        Latents for each dimension of the backbone; of tokens of several blocks, for each dimension of one block.
     k
         Active latents a token: exactly (TopK), on average (BatchTopK, Matryoshka), or as a target (JumpReLU).
     levels

@@ -52,6 +52,8 @@ class TokenFacts:
         Mean token [d_in]; mean distance from it; mean squared distance from it.
     first
         Tokens of the cells of one batch, [cells, n_tokens, d_in], for the geometric median; None where not needed.
+    n_blocks
+        Blocks of the backbone side by side in a token.
     """
 
     sample: torch.Tensor
@@ -59,9 +61,10 @@ class TokenFacts:
     norm: float
     variance: float
     first: torch.Tensor | None = None
+    n_blocks: int = 1
 
     @classmethod
-    def of(cls, sample: torch.Tensor, first: torch.Tensor | None = None) -> TokenFacts:
+    def of(cls, sample: torch.Tensor, first: torch.Tensor | None = None, n_blocks: int = 1) -> TokenFacts:
         """Measure a sample.
 
         Raises
@@ -75,7 +78,7 @@ class TokenFacts:
         norm = float(distance.mean())
         if not norm > 0:
             raise CytosaeError("All tokens are equal, so there is nothing to learn; check the images.")
-        return cls(sample, mean, norm, float(distance.square().mean()), first)
+        return cls(sample, mean, norm, float(distance.square().mean()), first, n_blocks)
 
 
 class Trainer:
@@ -97,7 +100,7 @@ class Trainer:
         self, recipe: Recipe, seed: int, facts: TokenFacts, path: Path, n_steps: int, device: str = "cpu"
     ) -> None:
         d = facts.sample.shape[1]
-        n = recipe.expansion * d
+        n = recipe.expansion * d // facts.n_blocks
         self.recipe, self.seed, self.path, self.n_steps, self.device = recipe, seed, path, n_steps, device
         standardised = recipe.inputs == "standardise"
         self.scale = math.sqrt(d) / facts.norm if standardised else 1.0

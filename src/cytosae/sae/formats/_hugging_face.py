@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from cytosae._errors import UsageError
+from cytosae.backbones import layer_option
 from cytosae.sae._io import save_sae
 from cytosae.sae._model import SparseAutoencoder
 from cytosae.storage import created_by
@@ -60,10 +61,11 @@ def _card(sae: SparseAutoencoder, title: str, licence: str) -> str:
     }  # fmt: skip
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     imported = info.get("imported") or {}
+    block = None if info.get("layer") is None else layer_option(info["layer"])
     facts = {
         "tokens": f"{sae.d_in} numbers", "latents": f"{sae.n_latents:,}",
         "activation": _ACTIVATION[sae.activation].format(k=sae.k), "backbone": backbone.get("name"),
-        "sha256 of the backbone's weights": backbone.get("sha256"), "block": info.get("layer"),
+        "sha256 of the backbone's weights": backbone.get("sha256"), "block": block,
         "kinds of token": ", ".join(map(str, info.get("token_kinds") or [])) or None, "recipe": info.get("recipe"),
         "semantics": info.get("semantics"), "seed": info.get("seed"), "cells trained on": info.get("n_cells_train"),
         "written by": created_by(),

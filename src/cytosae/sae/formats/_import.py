@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cytosae._errors import CytosaeError, UsageError
+from cytosae.backbones import Layer, known_layer, layer_option, layer_text
 from cytosae.sae._io import KIND, VERSION, load_sae, save_sae
 from cytosae.sae._model import SparseAutoencoder
 from cytosae.sae.formats import _own, _saelens
 from cytosae.sae.formats._dictionary_learning import from_dictionary_learning
-from cytosae.sae.formats._plain import whole_number
 from cytosae.sae.formats._published import CLASSES, from_published, looks_published
 from cytosae.sae.formats._torch_file import read_torch
 from cytosae.storage import commit_folder, hash_file
@@ -51,7 +51,7 @@ class Belonging:
     backbone: dict[str, Any]
     preprocessing: dict[str, Any]
     precision: str
-    layer: int | None = None
+    layer: Layer | None = None
 
     @staticmethod
     def of_tokens(store: TokenStore) -> Belonging:
@@ -60,11 +60,10 @@ class Belonging:
         return Belonging(str(store.folder), store.d_in, m["backbone"], m["preprocessing"], m["precision"], m["layer"])
 
     @staticmethod
-    def of_backbone(backbone: Backbone) -> Belonging:
-        """What a backbone says of itself; which block is left open."""
-        return Belonging(
-            backbone.name, backbone.d_in, backbone.record, backbone.preprocessing.as_dict(), backbone.precision
-        )
+    def of_backbone(backbone: Backbone, layer: Layer | None = None) -> Belonging:
+        """What a backbone says of itself; which block is left open, unless `layer` is given."""
+        width = backbone.d_in if layer is None else backbone.width(layer)
+        return Belonging(backbone.name, width, backbone.record, backbone.preprocessing.as_dict(), backbone.precision)
 
 
 def read_foreign(source: Path | str) -> SparseAutoencoder:
@@ -134,7 +133,7 @@ def _checked(info: dict[str, Any]) -> dict[str, Any]:
     return {
         **info,
         "backbone": record if known else None,
-        "layer": whole_number(info.get("layer")),
+        "layer": known_layer(info.get("layer")),
         "precision": info.get("precision") if info.get("precision") in ("float32", "bfloat16") else None,
         "preprocessing": info["preprocessing"] if isinstance(info.get("preprocessing"), dict) else None,
         "token_kinds": kinds if isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds) else None,
@@ -143,7 +142,7 @@ def _checked(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def import_sae(
-    source: Path | str, out: Path | str, *, belongs: Belonging | None = None, layer: int | None = None
+    source: Path | str, out: Path | str, *, belongs: Belonging | None = None, layer: Layer | None = None
 ) -> SparseAutoencoder:
     """Read a dictionary of another program and write it as an SAE folder.
 
@@ -182,8 +181,8 @@ def import_sae(
             )
         if belongs.layer is not None and info["layer"] not in (None, belongs.layer):
             raise CytosaeError(
-                f"{source} is of block {info['layer']}, but the tokens in {belongs.name} are of block {belongs.layer}; "
-                f"extract those of its block, or say --layer {belongs.layer} where both name the same one."
+                f"{source} is of {layer_text(info['layer'])}, but the tokens in {belongs.name} are of {layer_text(belongs.layer)}; "
+                f"extract those of its block, or say --layer {layer_option(belongs.layer)} where both name the same one."
             )
         info |= {
             "backbone": belongs.backbone, "preprocessing": belongs.preprocessing, "precision": belongs.precision,
