@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cytosae import CytosaeError, SparseAutoencoder
+from cytosae._errors import UsageError
 from cytosae.sae.models import (
     AuxK,
     Error,
@@ -311,3 +312,16 @@ def test_a_dictionary_may_start_at_clusters() -> None:
     assert (trainer.weights.D @ unit.T).amax(1).min() > 0.7  # a centre of at least two tokens is near them
     first = [trainer.step(tokens, step)["error"] for step in range(60)]
     assert first[-1] < 0.7 * first[0] < 0.7  # alike centres do not overshoot: never worse than the mean token
+
+
+def test_only_so_many_rows_start_at_clusters() -> None:
+    all_of_them, _ = trainer_of("start=clusters", "clusters=4")
+    assert torch.equal(all_of_them.weights.D, trainer_of("start=clusters", "clusters=9")[0].weights.D)
+    some, tokens = trainer_of("start=clusters", "clusters=1")
+    assert some.weights.D.shape == (48, 12)
+    torch.testing.assert_close(some.weights.D.norm(dim=1), torch.ones(48))
+    wanted = cluster_rows(12, tokens - tokens.mean(0), torch.Generator().manual_seed(0))
+    assert torch.equal(some.weights.D[:12], wanted)
+    assert len(torch.unique(some.weights.D, dim=0)) == 48
+    with pytest.raises(UsageError, match="clusters=0"):
+        override("default", ["clusters=0"])

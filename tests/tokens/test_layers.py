@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 import torch
 
 from cytosae import CytosaeError, extract_tokens, fit, index_concepts, splice
-from cytosae.backbones import Backbone
+from cytosae.backbones import Backbone, layer_option
 from cytosae.cells import Cells, decode_image
 from cytosae.concepts import backbone_of, check_tokens, explain_pixels
 from cytosae.evaluation import remove_concepts
+from cytosae.sae.formats import Belonging, import_sae
+from cytosae.sae.formats._hugging_face import write_hugging_face
 from cytosae.tokens import balanced, load_images
 from cytosae.training import override
 from small_vit import small_vit
@@ -126,6 +129,26 @@ def test_a_dictionary_of_several_blocks_refuses_one(
     nowhere = replace(sae, info={k: v for k, v in sae.info.items() if k != "layer"})
     with pytest.raises(CytosaeError, match="does not say which block"):
         splice(backbone, nowhere, np.zeros((32, 32, 3), np.uint8), remove_concepts([]))
+
+
+def test_a_model_folder_keeps_the_blocks_and_comes_back(
+    trained: tuple[Any, Any], backbone: Backbone, tmp_path: Path
+) -> None:
+    store, sae = trained
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_hugging_face(folder, sae, title="two blocks", licence="mit")
+    assert layer_option(store.manifest["layer"]) in (folder / "README.md").read_text()
+    shutil.copytree(folder, tmp_path / "theirs")
+    back = import_sae(tmp_path / "theirs", tmp_path / "mine", belongs=Belonging.of_tokens(store))
+    assert back.info["layer"] == store.manifest["layer"]
+    layer = backbone.tap([[0, 2], [2, 1]]).as_layer()
+    again = import_sae(
+        tmp_path / "theirs", tmp_path / "other", belongs=Belonging.of_backbone(backbone, layer), layer=layer
+    )
+    assert again.info["layer"] == layer
+    with pytest.raises(CytosaeError, match="96 numbers a token, but small has 48"):
+        import_sae(tmp_path / "theirs", tmp_path / "none", belongs=Belonging.of_backbone(backbone))
 
 
 @pytest.mark.backbone

@@ -59,6 +59,9 @@ class Recipe:
     start
         ``clusters`` (decoder rows are centres of a k-means of the tokens' directions, the encoder a sixteenth of them), ``tied``
         (encoder = decoder, unit rows, see `blend`), or ``published`` (untied, Kaiming uniform).
+    clusters
+        Of ``start=clusters``: rows for each dimension (as `expansion` counts) that start at a centre; more start in random
+        directions, since not all of very many centres stay in use.
     blend
         Of ``start=tied``, decoder rows: random directions (0), centred training tokens (1), or a blend, scaled to unit length.
     decoder
@@ -101,6 +104,7 @@ class Recipe:
     error: str = "fvu"
     inputs: str = "standardise"
     start: str = "clusters"
+    clusters: int = 4
     blend: float = 0.0
     decoder: str = "trained"
     bias: str = "zero"
@@ -135,6 +139,7 @@ class Recipe:
             "error": self.error in ("fvu", "norm"),
             "inputs": self.inputs in ("standardise", "raw"),
             "start": self.start in ("clusters", "tied", "published"),
+            "clusters": self.clusters >= 1,
             "blend": 0 <= self.blend <= 1,
             "decoder": self.decoder in ("trained", "frozen"),
             "bias": self.bias in ("zero", "geometric-median"),

@@ -110,8 +110,12 @@ class Trainer:
         if recipe.start == "published":
             E, D = published_start(n, d, generator)
         elif recipe.start == "clusters":
-            say(f"fit: {n:,} clusters of the tokens to start from")
-            D = cluster_rows(n, facts.sample - facts.mean, generator)
+            n_clusters = min(n, recipe.clusters * d // facts.n_blocks)
+            say(f"fit: {n_clusters:,} clusters of the tokens to start from")
+            centred = facts.sample - facts.mean
+            D = cluster_rows(n_clusters, centred, generator)
+            if n_clusters < n:
+                D = torch.cat([D, start_rows(n - n_clusters, centred, recipe.blend, generator)])
             E = D * CLUSTERS_ENCODE
         else:
             D = start_rows(n, facts.sample - facts.mean, recipe.blend, generator)
