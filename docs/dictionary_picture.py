@@ -1,7 +1,7 @@
 """Draw the picture of ``docs/default-dictionary.md``: concepts of two dictionaries on blood and on marrow.
 
-Usage: ``python docs/dictionary_picture.py RUN BEFORE AFTER`` where RUN is a run folder (cells.parquet and tokens of the corpus) and
-BEFORE and AFTER are dictionaries trained on its Acevedo cells.
+Usage: ``python docs/dictionary_picture.py CELLS BEFORE TOKENS AFTER TOKENS`` where CELLS is the table of the corpus, and BEFORE and AFTER are
+dictionaries trained on its Acevedo cells, each followed by the tokens that it reads.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ ASKED = (
 SIDE, GAP, SHOWN, BLOOD, MARROW = 92, 8, 4, 2400, 900
 
 
-def main(run: Path, before: Path, after: Path) -> None:
+def main(table: Path, before: Path, tokens_before: Path, after: Path, tokens_after: Path) -> None:
     """Choose a concept for every question on one half of the blood cells, and show where it is strongest elsewhere."""
-    cells, store = read_cells(run / "cells.parquet"), TokenStore(run / "tokens")
+    cells, stores = read_cells(table), [TokenStore(tokens_before), TokenStore(tokens_after)]
     frame = cells.frame.assign(common=common_labels(cells.frame))
     blood = frame[frame["wbcatt_split"].eq("train")].sample(BLOOD, random_state=0)
     marrow = frame[frame["dataset"].eq("marrow") & frame["common"].ne("")].sample(MARROW, random_state=0)
     shown = pd.concat([blood, marrow]).reset_index(drop=True)
-    values = [pooled(load_sae(path), store, shown) for path in (before, after)]
+    values = [pooled(load_sae(path), store, shown) for path, store in zip((before, after), stores, strict=True)]
     width = 2 * (SHOWN * (SIDE + GAP) + 12)
     canvas = Canvas(2 * width + 30, len(ASKED) * (SIDE + 62) + 64)
-    for side, (path, title) in enumerate(((before, "before"), (after, "default"))):
+    for side, (path, title) in enumerate(((before, "one block"), (after, "three blocks"))):
         x = 10 + side * (width + 20)
         canvas.text(
             x, 8, f"{title}: strongest cells of the blood set (left) and of the marrow set (right)", 14, bold=True
@@ -54,7 +54,7 @@ def main(run: Path, before: Path, after: Path) -> None:
                 shown,
                 values[side],
                 load_sae(path),
-                store,
+                stores[side],
                 cells,
                 column,
                 value,
@@ -110,4 +110,4 @@ def row(
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]))
+    main(*map(Path, sys.argv[1:6]))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from cytosae.backbones import layer_text
 from cytosae.concepts import Bundle
 
 #: Suggestions and flags listed.
@@ -61,7 +62,7 @@ def model_card(
         "set (above); credit their authors.\n",
         "## Recipe\n",
         f"`{info['recipe']}` ({recipe['model']}): expansion {recipe['expansion']:g}, k {recipe['k']:g}, {recipe['presentations']:,} "
-        f"presentations, learning rate {recipe['lr']:g}, seed {info['seed']}; tokens of block {info['layer']}, {recipe['tokens']} tokens only. "
+        f"presentations, learning rate {recipe['lr']:g}, seed {info['seed']}; tokens of {layer_text(info['layer'])}, {recipe['tokens']} tokens only. "
         f"Matrices stored in float16 and used in float32. Made by:\n\n```\n{command}\n```\n",
         f"- dictionary: `{sae.hash}`\n- index: `{index.hash}`\n- backbone: `{info['backbone']['sha256']}`\n",
         "## Scorecard\n",

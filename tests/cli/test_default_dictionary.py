@@ -30,7 +30,8 @@ def test_tokens_of_another_backbone_are_refused_with_the_remedy(
 def test_index_and_report_use_the_bundled_dictionary_and_say_so(
     few_cells: Cells, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = extract_tokens(few_cells, load_backbone("dinov2-s"), tmp_path / "tokens")
+    blocks = load_sae("default").info["layer"]
+    store = extract_tokens(few_cells, load_backbone("dinov2-s"), tmp_path / "tokens", layer=blocks)
     table = str(tmp_path / "cells.parquet")
     assert run(["index", table, "--tokens", str(store.folder), "--cells-matrix", "--out", str(tmp_path / "index")]) == 0
     assert "index: with the bundled dictionary" in capsys.readouterr().err

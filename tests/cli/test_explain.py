@@ -49,7 +49,8 @@ def explained(tree: Path, out: Path, backbone: Backbone, what: str, **options: o
     bundle = load_bundle()
     boxes = tree / "boxes.csv" if what == "field.png" else None
     subjects = subjects_of([tree / what], boxes, 1.1)
-    explain_files(subjects, out, bundle.sae, backbone, -2, index=bundle.index, reference=bundle.reference, **options)  # type: ignore[arg-type]
+    layer = bundle.sae.info["layer"]
+    explain_files(subjects, out, bundle.sae, backbone, layer, index=bundle.index, reference=bundle.reference, **options)  # type: ignore[arg-type]
     return json.loads((out / "explain.json").read_text())["images"], out
 
 

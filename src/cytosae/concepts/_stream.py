@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from cytosae._errors import CytosaeError
-from cytosae.backbones import Backbone, Layer, load_backbone
+from cytosae.backbones import Backbone, Layer, layer_option, layer_text, load_backbone
 from cytosae.sae import SparseAutoencoder
 from cytosae.storage import hash_file
 from cytosae.tokens import TokenStore, encode_images
@@ -127,14 +127,22 @@ def _ids_in(frame: pd.DataFrame, source: str | range | None) -> tuple[Ints, npt.
 
 def check_tokens(sae: SparseAutoencoder, store: TokenStore) -> None:
     """Refuse tokens that are not of the kind the dictionary was trained on."""
+    layer = sae.info.get("layer")
     if store.d_in != sae.d_in:
+        reads = "" if layer is None else f" ({layer_text(layer)}, so --layer {layer_option(layer)})"
         raise CytosaeError(
-            f"The tokens are {store.d_in} wide, but the dictionary wants {sae.d_in}; use the same backbone."
+            f"The tokens are {store.d_in} wide, but the dictionary wants {sae.d_in}; extract them with the same backbone and blocks"
+            f"{reads}."
         )
     for key in ("backbone", "layer", "preprocessing"):
         wanted, found = sae.info.get(key), store.manifest.get(key)
         if key == "backbone" and wanted and found:  # a renamed file is the same backbone
             wanted, found = ({k: v for k, v in record.items() if k != "file"} for record in (wanted, found))
+        if key == "layer" and None not in (wanted, found) and wanted != found:
+            raise CytosaeError(
+                f"The tokens are of {layer_text(found)}, but the dictionary reads {layer_text(wanted)}; extract them again with "
+                f"--layer {layer_option(wanted)}."
+            )
         if wanted is not None and wanted != found:
             raise CytosaeError(
                 f"The tokens differ from the dictionary's in {key} ({found} against {wanted}); extract them again."

@@ -11,7 +11,6 @@ import markupsafe
 
 from cytosae._errors import CytosaeError
 from cytosae._progress import say
-from cytosae.backbones import layer_text
 from cytosae.evaluation import measure_controls
 from cytosae.reports._facts import about_run, quality
 from cytosae.reports._gallery import make_gallery
@@ -103,7 +102,6 @@ def _environment() -> jinja2.Environment:
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["percent"] = _percent
-    environment.filters["blocks"] = layer_text
     environment.globals["style"] = markupsafe.Markup(_template("report.css"))
     return environment
 

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from cytosae.backbones import layer_text
 from cytosae.reports._svg import figure_of, to_svg
 from cytosae.storage import commit_file
 
@@ -33,7 +34,7 @@ def write_scorecard_page(path: Path, card: dict[str, Any]) -> Path:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "interval": _interval, "mark": _mark}
+    environment.filters |= {"number": _number, "interval": _interval, "mark": _mark, "blocks": layer_text}
     page = environment.from_string((templates / "scorecard.html.j2").read_text("utf-8")).render(
         card=card, sections=sections, setting=_SETTINGS[card["cells"]["seen"]["setting"]], verdicts=_verdicts(card),
         style=markupsafe.Markup((templates / "report.css").read_text("utf-8")),
