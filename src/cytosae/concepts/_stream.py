@@ -138,7 +138,7 @@ def check_tokens(sae: SparseAutoencoder, store: TokenStore) -> None:
         wanted, found = sae.info.get(key), store.manifest.get(key)
         if key == "backbone" and wanted and found:  # a renamed file is the same backbone
             wanted, found = ({k: v for k, v in record.items() if k != "file"} for record in (wanted, found))
-        if key == "layer" and None not in (wanted, found) and wanted != found:
+        if key == "layer" and wanted is not None and found is not None and wanted != found:
             raise CytosaeError(
                 f"The tokens are of {layer_text(found)}, but the dictionary reads {layer_text(wanted)}; extract them again with "
                 f"--layer {layer_option(wanted)}."
