@@ -201,17 +201,17 @@ def test_the_page_stands_alone_and_says_what_it_is(planted_card: dict[str, Any],
     assert not any(f'{k}="http' in page for k in ("src", "href"))
     for one in planted_card["sections"]:
         assert one["question"] in page
-
-
-def test_a_fast_scorecard_says_that_it_is_one(world: World, tmp_path: Path) -> None:
-    card = make_scorecard(context_of(world, tmp_path, n_draws=20, fast=True), SECTIONS, ["reconstruction"])
-    assert "Do not quote" in write_scorecard_page(tmp_path / "scorecard.html", card).read_text("utf-8")
     card = {
         **planted_card,
         "dictionary": {**planted_card["dictionary"], "backbone": "b", "layer": [[5, 4.0], [10, 1.0]]},
     }
     page = write_scorecard_page(tmp_path / "scorecard.html", card).read_text("utf-8")
     assert "on b, blocks 5 (times 4) and 10 side by side" in page
+
+
+def test_a_fast_scorecard_says_that_it_is_one(world: World, tmp_path: Path) -> None:
+    card = make_scorecard(context_of(world, tmp_path, n_draws=20, fast=True), SECTIONS, ["reconstruction"])
+    assert "Do not quote" in write_scorecard_page(tmp_path / "scorecard.html", card).read_text("utf-8")
 
 
 def test_two_worlds_give_two_cards(tmp_path: Path, planted_card: dict[str, Any]) -> None:
