@@ -32,7 +32,7 @@ def main(cell: Path, field: Path, boxes: Path, index: Path, cells: Path) -> None
     bundle, backbone = load_bundle(), load_backbone("dinov2-s")
     save(draw_explanation(explain(cell, bundle.sae, backbone, n_concepts=7), bundle.reference), "explain")
     with tempfile.TemporaryDirectory() as folder:
-        explain_files(subjects_of([field], boxes, 1.3), Path(folder) / "out", bundle.sae, backbone, -2, index=bundle.index,
+        explain_files(subjects_of([field], boxes, 1.3), Path(folder) / "out", bundle.sae, backbone, bundle.sae.info["layer"], index=bundle.index,
                       reference=bundle.reference, n_concepts=3)  # fmt: skip
         save(Image.open(Path(folder) / "out" / "field.png").convert("RGB"), "explain-field", 1100)
     save(twelve(ConceptIndex(index), read_cells(cells), backbone), "bundled-concepts", 1400)
@@ -70,7 +70,7 @@ def choose(index: ConceptIndex, frame: pd.DataFrame) -> pd.DataFrame:
 def twelve(index: ConceptIndex, cells: Any, backbone: Any) -> Image.Image:
     """Two columns of six concepts; each row: three exemplars of one data set, three of another, with the concept's outline."""
     frame = cells.frame
-    rows, chosen = frame.set_index("cell_id"), choose(index, frame)
+    rows, chosen, layer = frame.set_index("cell_id"), choose(index, frame), load_bundle().sae.info["layer"]
     print(chosen.to_string())
     bundle, reader = load_bundle(), ImageReader(cells.root)
     width = 2 * SHOWN * (SIDE + 6) + 40
@@ -87,7 +87,9 @@ def twelve(index: ConceptIndex, cells: Any, backbone: Any) -> Image.Image:
             for number, one in enumerate(part.head(SHOWN).itertuples()):
                 found = rows.loc[one.cell_id]
                 pixels = decode_image(reader.read(found["image"], found["sha256"])).pixels
-                tokens = backbone.tokens(np.stack([backbone.preprocessing.resize(pixels)]), -2)[0, backbone.n_prefix :]
+                tokens = backbone.tokens(np.stack([backbone.preprocessing.resize(pixels)]), layer)[
+                    0, backbone.n_prefix :
+                ]
                 picture = square(pixels, SIDE)
                 outline(picture, bundle.sae.encode(tokens)[:, row.latent].numpy().reshape(backbone.grid), "#ffe100")
                 canvas.paste(left + number * (SIDE + 6), y + 40, picture)

@@ -98,7 +98,10 @@ def main() -> None:
         frame = select(read_cells(table), where)
         store = TokenStore(folder)
         at = store.rows_of(frame["cell_id"].to_numpy(np.int64), frame["sha256"].tolist())
-        parts = [store.read(at[i : i + 256], kind="class").float()[:, 0].numpy() for i in range(0, len(at), 256)]
+        parts = [
+            store.read(at[i : i + 256], kind="class").float()[:, 0, -(store.d_in // store.n_blocks) :].numpy()
+            for i in range(0, len(at), 256)
+        ]
         add(name, frame["cell_id"].astype(str).tolist(), list(np.concatenate(parts)))
     for text in options.folder:
         name, _, place = text.partition("=")

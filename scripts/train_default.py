@@ -55,9 +55,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument("--cells", type=Path, help="cells.parquet [default: the bundled cells]")
     parser.add_argument("--tokens", type=Path, help="their packaged DINOv2-S tokens; extracted where not given")
-    parser.add_argument(
-        "--layer", default="-2", help="block or blocks of DINOv2-S, where tokens are extracted (-2; 5,8,10)"
-    )
+    parser.add_argument("--layer", default="5,8,10", help="block or blocks of DINOv2-S, where tokens are extracted")
     parser.add_argument("--where", action="append", default=[], help="cells that may be used at all (column=value)")
     parser.add_argument("--label", action="append", default=[], metavar="OLD=NEW", help="another word for a label")
     parser.add_argument("--hold-out", action="append", default=[], metavar="dataset=NAME", help="kept out of training")
