@@ -325,3 +325,9 @@ def test_only_so_many_rows_start_at_clusters() -> None:
     assert len(torch.unique(some.weights.D, dim=0)) == 48
     with pytest.raises(UsageError, match="clusters=0"):
         override("default", ["clusters=0"])
+
+
+def test_tokens_of_another_width_are_refused() -> None:
+    sae = SparseAutoencoder(torch.eye(6, 8), torch.zeros(8), torch.eye(8, 6), torch.zeros(6))
+    with pytest.raises(UsageError, match="4 wide, but the dictionary reads 6"):
+        sae.encode(torch.zeros(2, 3, 4))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cytosae._errors import CytosaeError
+from cytosae._errors import CytosaeError, UsageError
 from cytosae.sae.ops import Rule
 
 #: `relu`: max(pre, 0). `threshold`: pre where pre > threshold, else 0 (BatchTopK and JumpReLU in inference). `topk`: the k
@@ -99,8 +99,18 @@ class SparseAutoencoder:
         Returns
         -------
         float32 [..., n_latents], all >= 0. Dense: give a chunk of tokens, not a whole data set.
+
+        Raises
+        ------
+        UsageError
+            Tokens of another width.
         """
         shape = x.shape
+        if shape[-1] != self.d_in:
+            raise UsageError(
+                f"The tokens are {shape[-1]} wide, but the dictionary reads {self.d_in}; take those of its own backbone and blocks "
+                "(info['backbone'], info['layer'])."
+            )
         pre = torch.addmm(self.b_enc, x.reshape(-1, shape[-1]).float() - self.b_dec, self.W_enc)
         if self.activation == "threshold":
             assert self.threshold is not None
