@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae._progress import say, track
@@ -130,8 +128,7 @@ def explain_files(
     with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config, resume=True) as (folder, extra):
         state = folder / ".done"
         state.mkdir(exist_ok=True)
-        # one picture is drawn while the next image goes through the network, which leaves it a processor
-        with ThreadPoolExecutor(1) as aside, _one_thread_less(len(subjects) > 1):
+        with ThreadPoolExecutor(1) as aside:  # one picture is drawn while the next image goes through the network
             drawing: Future[None] | None = None
             for number, subject in enumerate(track(subjects, len(subjects), "explain", "images")):
                 kept = state / f"{number:05d}.json"
@@ -169,17 +166,6 @@ def explain_files(
         _finish(folder, subjects, made, backbone, pixels)
         extra |= {f"n_{k}": made.count(k) for k in ("picture", "refused", "unreadable")}
     return made
-
-
-@contextmanager
-def _one_thread_less(wanted: bool) -> Iterator[None]:
-    """A thread that the network does not take, where there are two: waiting for one that draws would cost it more."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(max(1, n - int(wanted)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n)
 
 
 def _pixels(subject: Subject, opened: dict[Path, npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
