@@ -13,6 +13,7 @@ import torch
 
 from cytosae import CytosaeError, SparseAutoencoder, TokenStore, extract_tokens, fit, index_concepts, load_sae
 from cytosae.cells import Cells, build_cells
+from cytosae.cli._main import run
 from cytosae.sae import KIND, VERSION, save_sae
 from cytosae.storage import commit_folder
 from cytosae.training import override
@@ -72,3 +73,9 @@ def test_an_index_of_another_dictionary_explains_nothing(
     assert "is not an index of" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_several_blocks_without_factors_want_their_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["import", "sae", str(tmp_path / "x"), "--layer", "5,8,10", "--out", str(tmp_path / "o")]) == 2
+    assert "--layer 5x4,8x2,10x1" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

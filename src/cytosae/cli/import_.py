@@ -36,7 +36,7 @@ def command() -> None:
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Weight file of that backbone.")
 @click.option("--layer", metavar="BLOCK[,BLOCK...]",
-              help="Block of the backbone, where the file does not say it or is overruled; several as 5x4,8x2,10.")  # fmt: skip
+              help="Block of the backbone, where the file does not say it or is overruled; several as 5x4,8x2,10x1.")  # fmt: skip
 def sae(
     file: Path, tokens: Path | None, backbone: str | None, weights: Path | None, layer: str | None, out: Path
 ) -> None:
@@ -54,16 +54,20 @@ def sae(
     if weights is not None and backbone is None:
         raise UsageError("--weights is of a backbone; name it with --backbone.")
     belongs, blocks = None, None if layer is None else parse_layer(layer)
+    if not isinstance(blocks, int | None) and backbone is None and any(isinstance(part, int) for part in blocks):
+        raise UsageError(
+            "Several blocks have factors; give them all (--layer 5x4,8x2,10x1), or the backbone with --backbone."
+        )
     if tokens is not None:
         from cytosae.tokens import TokenStore
 
         belongs = Belonging.of_tokens(TokenStore(tokens))
     elif backbone is not None:
         from cytosae.backbones import load_backbone
+        from cytosae.tokens import balanced
 
         network = load_backbone(backbone, weights=weights)
-        if blocks is not None and not isinstance(blocks, int):
-            blocks = network.tap(blocks).as_layer()
+        blocks = None if blocks is None else balanced(network, blocks)  # as 'cytosae tokens' would name them
         belongs = Belonging.of_backbone(network, blocks)
     found = import_sae(file, out, belongs=belongs, layer=blocks)
     info = found.info
