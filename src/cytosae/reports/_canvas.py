@@ -71,24 +71,27 @@ def square(pixels: npt.NDArray[np.uint8], side: int) -> Image.Image:
 def heated(picture: Image.Image, values: npt.NDArray[Any]) -> Image.Image:
     """A picture under a concept's map: yellow where it is active, a line around what is above half of the largest."""
     side, peak = picture.width, float(values.max())
-    strength = OPAQUE * np.clip(raster(values, side) / peak, 0, 1) ** 0.8 if peak > 0 else np.zeros((side, side))
+    if peak <= 0:
+        return picture.copy()
+    smooth = raster(values, side)
+    strength = OPAQUE * np.clip(smooth / np.float32(peak), 0, 1) ** np.float32(0.8)
     under = np.asarray(picture, dtype=np.float32)
-    mixed = under + strength[..., None].astype(np.float32) * (np.array(HEAT, np.float32) - under)
+    mixed = under + strength[..., None] * (np.array(HEAT, np.float32) - under)
     out = Image.fromarray(np.rint(mixed).astype(np.uint8))
-    outline(out, values, "#ffffff")
+    outline(out, smooth, OUTLINE * peak, "#ffffff")
     return out
 
 
-def outline(picture: Image.Image, values: npt.NDArray[Any], colour: str, width: int = 2) -> None:
-    """Draw the line on which a map has half of its largest value, dark beneath so that it shows on every ground."""
+def outline(
+    picture: Image.Image, smooth: npt.NDArray[np.float32], level: float, colour: str, width: int = 2
+) -> None:
+    """Draw the line on which a map as large as the picture has a value, dark beneath so that it shows on every ground."""
     import contourpy
 
-    peak, side = float(values.max()), picture.width
-    if peak <= 0:
-        return
-    grid = np.pad(raster(values, side), 1)
+    side = picture.width
+    grid = np.pad(smooth, 1)
     draw = ImageDraw.Draw(picture)
-    lines: Any = contourpy.contour_generator(z=grid).lines(OUTLINE * peak)
+    lines: Any = contourpy.contour_generator(z=grid).lines(level)
     for ink, wide in (("#111111", width + 2), (colour, width)):
         for line in lines:
             points = np.clip(line - 1, 1, side - 2)

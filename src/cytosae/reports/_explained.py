@@ -59,9 +59,10 @@ def draw_explanation(explanation: Explanation, reference: Reference | None = Non
         _unusual(canvas, y, explanation.unusual)
     if explanation.similar is not None and reference is not None:
         _similar(canvas, y + 60, explanation.similar, reference)
+    ground = square(explanation.pixels, _MAP)
     for number, row in enumerate(explanation.concepts.itertuples()):
         x = left + (number % columns) * (_MAP + _GAP)
-        _concept(canvas, x, 16 + (number // columns) * card, number, row, explanation, reference)
+        _concept(canvas, x, 16 + (number // columns) * card, number, row, ground, explanation, reference)
     suggested = "suggestion" in explanation.concepts
     canvas.text(_GAP, height - 44, NOTICE, 12, colour=FAINT, width=canvas.image.width - 2 * _GAP)
     if suggested:
@@ -109,9 +110,10 @@ def caption(row: Any) -> str:
 
 
 def _concept(
-    canvas: Canvas, x: int, y: int, number: int, row: Any, explanation: Explanation, reference: Reference | None
-) -> None:
-    """One card: title, map, exemplars."""
+    canvas: Canvas, x: int, y: int, number: int, row: Any, ground: Image.Image, explanation: Explanation,
+    reference: Reference | None,
+) -> None:  # fmt: skip
+    """One card: title, map over the cell (`ground`), exemplars."""
     colour = COLOURS[number] if number < len(COLOURS) else "#dddddd"
     canvas.chip(x, y, number + 1, colour)
     title = caption(row)
@@ -124,7 +126,7 @@ def _concept(
         )
     canvas.text(x, y + 29, ", ".join(facts), 12, colour=FAINT, width=_MAP)
     technical = getattr(row, "technical", None)
-    canvas.paste(x, y + 48, heated(square(explanation.pixels, _MAP), explanation.maps[number]))
+    canvas.paste(x, y + 48, heated(ground, explanation.maps[number]))
     below = ""
     if isinstance(technical, str) and technical:
         below = f"of the picture rather than the cell? {technical}"
