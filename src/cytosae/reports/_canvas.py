@@ -82,9 +82,7 @@ def heated(picture: Image.Image, values: npt.NDArray[Any]) -> Image.Image:
     return out
 
 
-def outline(
-    picture: Image.Image, smooth: npt.NDArray[np.float32], level: float, colour: str, width: int = 2
-) -> None:
+def outline(picture: Image.Image, smooth: npt.NDArray[np.float32], level: float, colour: str, width: int = 2) -> None:
     """Draw the line on which a map as large as the picture has a value, dark beneath so that it shows on every ground."""
     import contourpy
 
