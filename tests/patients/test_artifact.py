@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,10 +16,18 @@ from cytosae import CytosaeError
 from cytosae.cells import read_cells, write_cells
 from cytosae.cli._main import run
 from cytosae.concepts import ConceptIndex, index_concepts, read_cells_by_concepts
-from cytosae.patients import contributions, parse_spec, pool_tokens, read_cohort, read_patients, simulate_cohort
+from cytosae.patients import (
+    VERSION,
+    contributions,
+    parse_spec,
+    pool_tokens,
+    read_cohort,
+    read_patients,
+    simulate_cohort,
+)
 from cytosae.patients._lineage import cells_seen
 from cytosae.sae import load_sae
-from cytosae.storage import read_parquet_record
+from cytosae.storage import hash_file, read_parquet_record, read_table, write_table
 from cytosae.tokens import TokenStore
 
 
@@ -65,8 +74,35 @@ def test_the_tokens_of_a_cohort_are_read_once(on_disk, study, tmp_path, monkeypa
     monkeypatch.setattr(
         TokenStore, "chunks", lambda self, rows, *a, **k: asked.append(len(rows)) or chunks(self, rows, *a, **k)
     )
-    assert run(arguments(on_disk, study, tmp_path / "p")) == 0
+    assert run(arguments(on_disk, study, tmp_path / "p", "--models", "mean_tokens,pca")) == 0
     assert asked == [read_patients(tmp_path / "p").manifest["n_cells"]]
+
+
+@pytest.mark.parametrize("models", ["none", "composition,n_cells"])
+def test_the_tokens_are_not_read_where_no_model_wants_them(on_disk, study, tmp_path, monkeypatch, models):
+    def read(*_, **__):
+        raise AssertionError("tokens were read")
+
+    monkeypatch.setattr(TokenStore, "chunks", read)
+    assert run(arguments(on_disk, study, tmp_path / "p", "--models", models)) == 0
+    expected = {"none": set(), "composition,n_cells": {"composition", "n_cells"}}[models]
+    assert set(read_patients(tmp_path / "p").classification["models"]) == {"concept_profile", "majority"} | expected
+
+
+def test_a_folder_whose_comparisons_do_not_say_against_what_is_refused_in_a_sentence(made, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(made, old)
+    table, record = read_table(old / "differential.parquet", "differential", VERSION)
+    write_table(
+        old / "differential.parquet", table.drop_columns(["against"]), kind="differential", version=VERSION,
+        inputs=record["inputs"], config=record["config"],
+    )  # fmt: skip
+    manifest = json.loads((old / "manifest.json").read_text("utf-8"))
+    file = old / "differential.parquet"
+    manifest["files"]["differential.parquet"] |= {"bytes": file.stat().st_size, "sha256": hash_file(file)}
+    (old / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(CytosaeError, match="run 'patients' again"):
+        read_patients(old)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from cytosae._errors import CytosaeError
 from cytosae._progress import say
 from cytosae.cells import Cells
 from cytosae.concepts import ConceptIndex
@@ -174,10 +175,14 @@ def read_patients(folder: Path | str) -> Patients:
     Raises
     ------
     CytosaeError
-        Missing, changed since it was written, or written by a newer program.
+        Missing, changed since it was written, or written by a newer or a much older program.
     """
     folder = Path(folder)
     manifest = read_manifest(folder, KIND, VERSION)
     table = read_table(folder / "differential.parquet", "differential", VERSION)[0].to_pandas()
+    if "against" not in table:
+        raise CytosaeError(
+            f"{folder} was written before comparisons said what a diagnosis is compared with; run 'patients' again."
+        )
     record = json.loads((folder / "classification.json").read_text("utf-8"))
     return Patients(read_profiles(folder / "profiles.h5ad"), table, record, load_model(folder), manifest)

@@ -21,7 +21,7 @@ from cytosae.patients._linear import LinearModel
 from cytosae.patients._methods import Answer, Fitted, Linear, Method, l1, l2
 from cytosae.patients._mil import AttentionMIL, mil_is_there
 from cytosae.patients._plan import FixedFolds, Fold, drawn_folds, inner_parts
-from cytosae.patients._protocol import CONCEPTS, CONCEPTS_L1, MODELS, ClassifyConfig
+from cytosae.patients._protocol import CONCEPTS, CONCEPTS_L1, MODELS, OF_TOKENS, ClassifyConfig
 from cytosae.patients._record import Facts, Sums, make_curve, make_record
 
 #: Patients from which on folds are fitted beside one another (smaller fits would only wait for the interpreter), and how many.
@@ -193,7 +193,9 @@ def _other_methods(
     wanted = set(config.models)
     if wanted <= {CONCEPTS, CONCEPTS_L1}:
         return {}, {}
-    pooled = extras.pooled() if callable(extras.pooled) else extras.pooled
+    pooled = None
+    if wanted & OF_TOKENS:
+        pooled = extras.pooled() if callable(extras.pooled) else extras.pooled
     designs, absent = make_designs(cohort, config.rule, pooled, extras.files)
 
     def linear(name: str) -> Method:

@@ -12,6 +12,8 @@ CONCEPTS, CONCEPTS_L1 = "concept_profile", "concept_profile_l1"
 BASELINES = ("class_token", "mean_tokens", "raw_neurons", "pca", "composition", "n_cells", "file_header",
              "attention_mil", "majority")  # fmt: skip
 MODELS = (CONCEPTS, CONCEPTS_L1, *BASELINES)
+#: Those that want the tokens themselves.
+OF_TOKENS = frozenset({"class_token", "mean_tokens", "raw_neurons", "pca", "attention_mil"})
 
 
 @dataclass(frozen=True)
