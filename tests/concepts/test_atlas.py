@@ -13,7 +13,7 @@ import torch
 from cytosae import CytosaeError, SparseAutoencoder, index_concepts
 from cytosae.cells import SCHEMA, Cells
 from cytosae.concepts import make_atlas
-from cytosae.concepts._atlas import clusters, layout, neighbours
+from cytosae.concepts._atlas import clusters, draw_atlas, layout, neighbours
 from cytosae.storage import commit_folder, write_table
 from cytosae.tokens import TokenStore
 
@@ -104,3 +104,22 @@ def test_neighbours_are_those_of_a_plain_search() -> None:
     assert (np.diff(cosine) <= 0).all()
     sizes = np.bincount(clusters(rows, 5, 0))
     assert (np.diff(sizes) <= 0).all()
+
+
+def test_suggestions_lie_neither_over_one_another_nor_outside_and_the_strongest_stays():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"latent": range(200), "x": rng.random(200), "y": rng.random(200), "cluster": np.arange(200) % 50}
+    )
+    table.loc[table["cluster"] == 7, ["x", "y"]] = (0.0, 0.5)  # half of its long caption would be cut off
+    said = pd.DataFrame({
+        "cluster": range(50), "column": "nucleus_shape", "value": "unsegmented-band-like-and-more", "lift": np.linspace(5, 2, 50)
+    })  # fmt: skip
+    concepts = pd.DataFrame({"latent": range(200), "top_label": "monocyte", "top_label_share": 1.0})
+    figure = draw_atlas(table, said, concepts)
+    extents = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert 2 <= len(extents) < 50
+    assert not any(a.overlaps(b) for i, a in enumerate(extents) for b in extents[:i])
+    assert all(e.x0 >= 0 and e.x1 <= figure.bbox.x1 for e in extents)
+    assert "(5.0x)" in figure.axes[0].texts[0].get_text()
+    assert str(len(extents)) in figure.axes[0].get_title()

@@ -206,16 +206,19 @@ def draw_atlas(table: pd.DataFrame, said: pd.DataFrame, concepts: pd.DataFrame) 
     best = (
         said[said["lift"] >= _DRAWN_FROM].groupby("cluster").head(1).sort_values("lift", ascending=False, kind="stable")
     )
-    placed: list[tuple[float, float]] = []
+    axis.set_axis_off()
+    figure.draw_without_rendering()  # from here on the axes stay where they are, so extents of texts can be compared
+    placed: list[Any] = []
     for row in best.itertuples():
         at = tuple(float(v) for v in middle.loc[row.cluster])
-        if any(abs(at[0] - a) < 0.16 * np.ptp(x) and abs(at[1] - b) < 0.035 * np.ptp(y) for a, b in placed):
-            continue  # it would lie on another one; the table has it
-        placed.append((at[0], at[1]))
         what = row.value if row.column == "label" else f"{str(row.column).replace('_', ' ')}: {row.value}"
-        axis.text(at[0], at[1], f"{what}? ({row.lift:.1f}x)", fontsize=8, ha="center", va="center",
-                  bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1})  # fmt: skip
-    axis.set_axis_off()
+        text = axis.text(at[0], at[1], f"{what}? ({row.lift:.1f}x)", fontsize=8, ha="center", va="center",
+                         in_layout=False, bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1})  # fmt: skip
+        extent = text.get_window_extent()
+        if extent.x0 >= 0 and extent.x1 <= figure.bbox.x1 and not any(extent.overlaps(other) for other in placed):
+            placed.append(extent)
+        else:
+            text.remove()  # it would lie on a stronger one, or leave the picture; the table has it
     axis.set_title(f"{len(placed)} suggestions: what the exemplars of a cluster have at least {_DRAWN_FROM} times as often as all "
                    "cells", fontsize=9)  # fmt: skip
     return figure
