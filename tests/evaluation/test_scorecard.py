@@ -159,6 +159,24 @@ def test_a_stopped_scorecard_goes_on_from_the_last_whole_part(
     assert [s["name"] for s in card["sections"]] == ["reconstruction", "attributes"]
 
 
+def test_a_further_dictionary_keeps_the_parts_that_do_not_look_at_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Any, context: Any) -> None:
+        raise KeyboardInterrupt
+
+    parts = ["reconstruction", "attributes"]
+    make_scorecard(context_of(world, tmp_path, n_draws=20), SECTIONS, parts)
+    more = replace(context_of(world, tmp_path, n_draws=20), saes={"other": world.random})
+    monkeypatch.setattr(Attributes, "measure", stop)
+    card = make_scorecard(more, SECTIONS, parts)
+    assert [s["name"] for s in card["sections"]] == parts
+    assert any("other" in str(row) for table in card["sections"][0]["tables"] for row in table["rows"])
+    frozen = replace(context_of(world, tmp_path, n_draws=20), frozen=world.random)
+    with pytest.raises(KeyboardInterrupt):
+        make_scorecard(frozen, SECTIONS, parts)
+
+
 def test_a_missing_ingredient_skips_its_part_and_says_so(world: World, tmp_path: Path) -> None:
     def bare(frame: Any) -> None:
         frame.drop(columns=["cytoplasm_vacuole", "cell_size"], inplace=True)

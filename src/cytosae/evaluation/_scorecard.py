@@ -19,6 +19,8 @@ from cytosae.evaluation._seen import cells_seen
 from cytosae.storage import commit_file, created_by, hash_json, write_json
 
 KIND, VERSION = "scorecard", 1
+#: Parts that look at the further dictionaries given with --sae.
+BESIDE_OTHERS = ("reconstruction", "stability")
 
 
 def chosen_sections(sections: Sequence[Section], parts: Sequence[str]) -> list[Section]:
@@ -103,7 +105,11 @@ def _path(context: Context, section: Section) -> Path:
 
 
 def _key(context: Context, section: Section) -> str:
-    return hash_json([created_by(), section.name, section.version, context.inputs, context.config])
+    """Of the work behind a section; further dictionaries count where they are looked at only, so that one more keeps the rest."""
+    further = set[str]() if section.name in BESIDE_OTHERS else {f"sae-{name}" for name in context.saes}
+    further -= {"sae-frozen-decoder"}  # a control of every part
+    inputs = {name: value for name, value in context.inputs.items() if name not in further}
+    return hash_json([created_by(), section.name, section.version, inputs, context.config])
 
 
 def _kept(context: Context, section: Section) -> dict[str, Any] | None:
