@@ -78,18 +78,26 @@ def heated(picture: Image.Image, values: npt.NDArray[Any]) -> Image.Image:
     under = np.asarray(picture, dtype=np.float32)
     mixed = under + strength[..., None] * (np.array(HEAT, np.float32) - under)
     out = Image.fromarray(np.rint(mixed).astype(np.uint8))
-    outline(out, smooth, OUTLINE * peak, "#ffffff")
+    outline(out, values, "#ffffff", smooth=smooth)
     return out
 
 
-def outline(picture: Image.Image, smooth: npt.NDArray[np.float32], level: float, colour: str, width: int = 2) -> None:
-    """Draw the line on which a map as large as the picture has a value, dark beneath so that it shows on every ground."""
+def outline(
+    picture: Image.Image, values: npt.NDArray[Any], colour: str, width: int = 2,
+    smooth: npt.NDArray[np.float32] | None = None,
+) -> None:  # fmt: skip
+    """Draw the line on which a map has half of its largest value, dark beneath so that it shows on every ground.
+
+    `smooth` is the map as large as the picture, where it is there already.
+    """
     import contourpy
 
-    side = picture.width
-    grid = np.pad(smooth, 1)
+    peak, side = float(values.max()), picture.width
+    if peak <= 0:
+        return
+    grid = np.pad(raster(values, side) if smooth is None else smooth, 1)
     draw = ImageDraw.Draw(picture)
-    lines: Any = contourpy.contour_generator(z=grid).lines(level)
+    lines: Any = contourpy.contour_generator(z=grid).lines(OUTLINE * peak)
     for ink, wide in (("#111111", width + 2), (colour, width)):
         for line in lines:
             points = np.clip(line - 1, 1, side - 2)
