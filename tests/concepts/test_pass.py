@@ -235,6 +235,28 @@ def test_several_data_sets_come_into_one_index_from_their_own_token_stores(
     assert list(found.concepts["n_cells_active"]) == list(twice.sum(0) + twice[2:4].sum(0))
 
 
+def test_a_merged_table_with_a_column_source_of_its_own_finds_its_tokens(
+    few_cells: Cells, colours: SparseAutoencoder, tmp_path: Path
+) -> None:
+    from cytosae.cells import read_cells, write_cells
+
+    stores = []
+    for name, part in (
+        ("blood", few_cells.frame),
+        ("crops", few_cells.frame.iloc[:5].assign(source=[f"repository, field {i}" for i in range(5)])),
+    ):
+        write_cells(tmp_path / f"{name}.parquet", part, root=few_cells.root, inputs={}, config={})
+        table = read_cells(tmp_path / f"{name}.parquet")
+        stores.append(extract_tokens(table, PatchColours(), tmp_path / f"tok-{name}", store="float32"))  # type: ignore[arg-type]
+    both = merge_cells([tmp_path / "blood.parquet", tmp_path / "crops.parquet"], tmp_path / "both.parquet")
+    assert both.frame["source"].iloc[-1] == "repository, field 4"
+    known = merged_sources(read_parquet_record(tmp_path / "both.parquet"))
+    assert sorted(map(str, known.values())) == ["blood", "range(12, 17)"]
+    found = index_concepts(both, colours, tmp_path / "i", store=stores, sources=known)
+    codes = colours.encode(stores[0].read(np.r_[np.arange(12), np.arange(5)], kind="patch").float()).numpy()
+    assert list(found.concepts["n_cells_active"]) == list((codes > 0).any(1).sum(0))
+
+
 def test_indices_of_parts_merge_to_the_index_of_the_whole(
     few_cells: Cells, store: TokenStore, colours: SparseAutoencoder, tmp_path: Path
 ) -> None:

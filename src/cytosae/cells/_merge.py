@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from cytosae._errors import CytosaeError, UsageError
@@ -47,9 +48,9 @@ def merge_cells(tables: Sequence[Path | str], out: Path | str) -> Cells:
     frames, start, ranges = [], 0, {}
     for path, cells, name in zip(paths, read, names, strict=True):
         frames.append(_shifted(cells, name, start, root, path))
-        if (
-            "source_cell_id" in cells.frame
-        ):  # merged before: its cells keep their first source, and its own ids run from 0
+        own = cells.frame["cell_id"].to_numpy()
+        if "source_cell_id" in cells.frame or ("source" in cells.frame and np.array_equal(own, np.arange(len(own)))):
+            # its cells keep their own `source`, so they are found by where they lie; its own ids run from 0
             ranges[name] = [start, start + len(cells)]
         start += len(cells)
     frame = _together(frames)
