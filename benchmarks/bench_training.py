@@ -26,7 +26,7 @@ import torch
 from _steps import KINDS, LR, K, Step, problem, timed
 from bench_decode import machine
 from cytosae.sae.models import Error, ghost_gradients
-from cytosae.sae.ops import AdamStep, Rule, Term, Weights, choose, has_bfloat16
+from cytosae.sae.ops import AdamStep, Room, Rule, Term, Weights, choose, has_bfloat16
 from cytosae.sae.ops.dense import SwitchingPath
 from cytosae.sae.ops.native import NativePath, native_library
 from cytosae.sae.ops.portable import PortablePath
@@ -45,12 +45,14 @@ def our_step(name: str, D: torch.Tensor, bias: torch.Tensor, kind: str) -> Step:
     w.b_enc.copy_(bias)
     rule = Rule("topk", k=K) if kind == "topk" else Rule("relu")
     error, dead = Error("norm", 1.0), torch.arange(len(D) // 2, len(D))
-    steps = iter(range(1, 10**6))
+    steps, room = iter(range(1, 10**6)), Room()
 
     def step(x: torch.Tensor) -> float:
         codes = path.select(x, w.E, w.b_enc, rule)
         residual = x - path.decode(codes, w.D, [len(D)])[0]
-        extra = ghost_gradients(x, x, residual, w, dead)[1] if kind == "ghost" else None
+        extra = None
+        if kind == "ghost":
+            extra = ghost_gradients(x, x, residual, w, dead, dtype=path.dtype, room=room)[1]
         g_y = residual.mul_(-2 * error.weight(x))[None]
         l1 = 0.0 if kind == "topk" else _L1 / len(x)
         path.update(w, x, [Term(codes, g_y, [len(D)], l1=l1)], AdamStep(next(steps), LR), normalise=True, extra=extra)

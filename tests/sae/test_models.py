@@ -19,7 +19,7 @@ from cytosae.sae.models import (
     group_bounds,
     resample,
 )
-from cytosae.sae.ops import AdamStep, Codes, Term, Weights, choose
+from cytosae.sae.ops import AdamStep, Codes, Room, Term, Weights, choose
 from cytosae.training import TokenFacts, Trainer, override
 
 
@@ -175,6 +175,25 @@ def test_ghost_gradients_equal_automatic_differentiation() -> None:
     for got, want in ((rows.E, E.grad), (rows.D, D.grad), (rows.b_enc, b.grad)):
         assert want is not None
         assert float((got - want).abs().max()) <= 1e-4 * float(want.abs().max())
+
+
+def test_ghost_gradients_with_bfloat16_factors_are_near_those_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tokens and latents than a block has, sizes that nothing divides; the same twice in borrowed memory."""
+    g = torch.Generator().manual_seed(4)
+    x, residual, w = torch.randn(4500, 37, generator=g), torch.randn(4500, 37, generator=g), some_weights(2301, 37)
+    dead = torch.arange(0, 2301, 2)
+    want_loss, want = ghost_gradients(x, x, residual, w, dead)
+    same_loss, same = ghost_gradients(x, x, residual, w, dead, dtype=torch.bfloat16)  # too small for it
+    assert same_loss == want_loss
+    assert torch.equal(same.E, want.E)
+    monkeypatch.setattr("cytosae.sae.models.dead._SMALL", 0)
+    room = Room()
+    for _ in range(2):
+        loss, rows = ghost_gradients(x, x, residual, w, dead, dtype=torch.bfloat16, room=room)
+        assert loss == pytest.approx(want_loss, rel=1e-2)
+        for got, exact in ((rows.E, want.E), (rows.D, want.D), (rows.b_enc, want.b_enc)):
+            assert float((got - exact).norm()) <= 0.03 * float(exact.norm())
+            assert float((got - exact).norm()) > 0
 
 
 def test_resampled_latents_point_at_what_is_reconstructed_worst() -> None:

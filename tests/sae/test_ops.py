@@ -255,7 +255,9 @@ def test_choosing_records_the_path_and_float32_is_respected() -> None:
     assert choose("cpu", 384, 768, products="bfloat16").name == "portable-bfloat16"
     name = choose("cpu", 384, 768).name
     assert name in (
-        ("native-int8", "native-int16") if native_library() is not None else ("portable-float32", "portable-bfloat16")
+        ("native-int8-amx", "native-int8", "native-int16")
+        if native_library() is not None
+        else ("portable-float32", "portable-bfloat16")
     )
 
 
@@ -316,3 +318,39 @@ def test_two_processes_that_want_the_library_at_once_build_it_once(tmp_path: Pat
     built = list((tmp_path / "native").glob("*"))
     assert len([p for p in built if p.suffix == ".so"]) == 1
     ctypes.CDLL(str(next(p for p in built if p.suffix == ".so")))
+
+
+def test_dense_codes_in_bfloat16_are_counted_exactly_and_the_step_is_near_the_reference() -> None:
+    """More tokens and latents than a block has; the bias is added before rounding; extra rows; memory is lent once."""
+    x, w = problem(4500, 40, 1100)
+    path, reference = choose("cpu", 40, 1100, products="bfloat16", dense_start=True), ReferencePath()
+    w.b_enc[:] = 30.0 + 0.01 * torch.arange(
+        1100
+    )  # a pre-activation of 30 with its bias rounded would be off by 0.06 alone
+    codes, want = path.select(x, w.E, w.b_enc, Rule("relu")), reference.select(x, w.E, w.b_enc, Rule("relu"))
+    assert isinstance(codes, DenseCodes)
+    assert float((codes.dense() - want.dense()).abs().max() / want.dense().abs().max()) < 2**-8
+    w.b_enc[:] = torch.linspace(-3, 3, 1100)
+    other = path.select(x, w.E, w.b_enc, Rule("relu"))
+    assert isinstance(other, DenseCodes)
+    assert codes.full.data_ptr() != other.full.data_ptr(), "codes that are still held keep their memory"
+    place, dense = other.full.data_ptr(), other.dense()
+    assert other.n_codes == int((dense > 0).sum())
+    assert other.total() == pytest.approx(float(dense.double().sum()), rel=1e-3)
+    assert torch.equal(other.fired(), (dense > 0).any(0))
+    del other
+    again = path.select(x, w.E, w.b_enc, Rule("relu"))
+    assert isinstance(again, DenseCodes)
+    assert again.full.data_ptr() == place, "codes nobody holds give their memory back"
+    want = reference.select(x, w.E, w.b_enc, Rule("relu"))
+    g = torch.Generator().manual_seed(1)
+    extra = RowGradients(
+        torch.tensor([1, 1030, 1099]), *(torch.randn(3, 40, generator=g) for _ in range(2)), torch.ones(3)
+    )
+    g_y, a, b = torch.randn(1, 4500, 40, generator=g), copy_of(w), copy_of(w)
+    got = path.update(a, x, [Term(again, g_y, (1100,), 0.1)], AdamStep(2, 0.01), normalise=True, extra=extra)
+    carry = reference.update(b, x, [Term(want, g_y, (1100,), 0.1)], AdamStep(2, 0.01), normalise=True, extra=extra)
+    assert float((got - carry).norm() / carry.norm()) < 0.02
+    for name in ("E_avg", "D_avg", "b_avg"):
+        one, two = getattr(a, name), getattr(b, name)
+        assert float((one - two).norm() / two.norm()) < 0.01

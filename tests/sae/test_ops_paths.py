@@ -14,9 +14,24 @@ from cytosae.sae.ops.reference import ReferencePath
 REFERENCE = ReferencePath()
 
 
+def compiled() -> list[NativePath]:
+    """The build for this processor, and those for the lesser ones it could be."""
+    if native_library() is None:
+        return []
+    found = [NativePath()]
+    for flags in (("-mno-amx-int8",), ("-march=haswell",)):
+        lib = native_library(*flags)
+        other = None if lib is None else NativePath(lib=lib)
+        if other is not None and other.name not in [p.name for p in found]:
+            found.append(other)
+    return found
+
+
+COMPILED = compiled()
+
+
 def paths() -> list[Path]:
-    compiled = [NativePath()] if native_library() is not None else []
-    return [PortablePath(torch.bfloat16), PortablePath(torch.float32), *compiled]
+    return [PortablePath(torch.bfloat16), PortablePath(torch.float32), *COMPILED]
 
 
 PATHS = paths()
@@ -107,6 +122,34 @@ def test_a_path_selects_what_the_reference_selects(
     for _ in range(2):  # the second call starts from what the first one learnt
         assert_same_codes(path.select(x, E, b, rule), REFERENCE.select(x, E, b, rule), rule)
     assert_same_codes(path.select(0.05 * x, E, b, rule), REFERENCE.select(0.05 * x, E, b, rule), rule)
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_tiles_and_vectors_give_the_same_bits(kind: str) -> None:
+    by_name = {p.name: p for p in COMPILED}
+    if "native-int8-amx" not in by_name:
+        pytest.skip("this processor has no AMX tiles")
+    for n, d, n_latents, k in (*SIZES, (33, 64, 32, 4), (1025, 129, 4097, 16)):
+        x, E, b = problem(n, d, n_latents)
+        rule = make_rule(kind, k, n_latents)
+        for proven in (False, True):
+            ours = [NativePath(proven=proven, lib=by_name[name]._lib) for name in ("native-int8-amx", "native-int8")]
+            for _ in range(2):
+                a, c = (p.select(x, E, b, rule) for p in ours)
+                assert torch.equal(a.row_start, c.row_start)
+                assert torch.equal(a.latent, c.latent)
+                assert torch.equal(a.value, c.value)
+            assert ours[0].n_candidates == ours[1].n_candidates
+
+
+def test_tiles_leave_other_products_of_the_process_as_they_were() -> None:
+    """oneDNN keeps shapes of tiles of its own in the same registers."""
+    a, b = torch.randn(300, 128).bfloat16(), torch.randn(128, 200).bfloat16()
+    x, E, bias = problem(300, 384, 3072)
+    before = a @ b
+    for p in COMPILED:
+        p.select(x, E, bias, Rule("relu"))
+        assert torch.equal(a @ b, before)
 
 
 @pytest.mark.parametrize("size", [1e-13, 1e-21, 1e-30])

@@ -29,7 +29,8 @@ from cytosae.sae.models import (
     resample,
     start_rows,
 )  # fmt: skip
-from cytosae.sae.ops import AdamStep, Path, Term, Weights
+from cytosae.sae.ops import AdamStep, Path, Room, Term, Weights
+from cytosae.sae.ops.dense import SwitchingPath
 from cytosae.training._calibrate import calibrate_threshold
 from cytosae.training._recipes import Recipe
 
@@ -102,6 +103,7 @@ class Trainer:
         d = facts.sample.shape[1]
         n = recipe.expansion * d // facts.n_blocks
         self.recipe, self.seed, self.path, self.n_steps, self.device = recipe, seed, path, n_steps, device
+        self.room = Room()
         standardised = recipe.inputs == "standardise"
         self.scale = math.sqrt(d) / facts.norm if standardised else 1.0
         self.shift = (facts.mean if standardised else torch.zeros(d)).to(device)
@@ -161,7 +163,8 @@ class Trainer:
             losses["aux"], term = auxiliary_term(self.path, centred, residual, w, dead, aux)
             terms.append(term)
         elif len(dead) and r.dead == "ghost":
-            losses["ghost"], extra = ghost_gradients(centred, x, residual, w, dead)
+            dtype = self.path.dtype if isinstance(self.path, SwitchingPath) else torch.float32
+            losses["ghost"], extra = ghost_gradients(centred, x, residual, w, dead, dtype=dtype, room=self.room)
         losses["loss"] += losses.get("aux", 0.0) + losses.get("ghost", 0.0)
         self._check(losses["loss"], step)
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from cytosae.sae.ops import Path, RowGradients, Rule, Term, Weights
+from cytosae.sae.ops import Path, Room, RowGradients, Rule, Term, Weights
+from cytosae.sae.ops._products import LATENTS, TOKENS, Factors, blocks
 
-#: Tokens of which the dense pre-activations of dead latents are held at once.
-_PIECE = 2048
+#: Ghost products with fewer multiplications than this are made in float32 whatever type is asked for.
+_SMALL = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,14 @@ def auxiliary_term(
 
 
 def ghost_gradients(
-    centred: torch.Tensor, x: torch.Tensor, residual: torch.Tensor, weights: Weights, dead: torch.Tensor
+    centred: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weights: Weights,
+    dead: torch.Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    room: Room | None = None,
 ) -> tuple[float, RowGradients]:
     """The published code's ghost term and its gradients, for the error weighted by the tokens' norms (kind ``norm``).
 
@@ -56,30 +64,42 @@ def ghost_gradients(
         Those of the whole dictionary.
     dead
         int64 [m].
+    dtype
+        Of the factors of the products, where these are large. With bfloat16 the gradients of a row are off by some
+        percent of their length, as in mixed precision elsewhere, since the exponential's argument is rounded to it.
+    room
+        Memory that is used again in the next step.
 
     Returns
     -------
     The ghost loss, and the gradients of the dead rows.
     """
-    E, D, b = weights.E[dead], weights.D[dead], weights.b_enc[dead]
-    gE, gD, gb = torch.zeros_like(E), torch.zeros_like(D), torch.zeros_like(b)
-    total = 0.0
-    for a in range(0, len(x), _PIECE):
-        rows = slice(a, a + _PIECE)
-        r = residual[rows]
+    n, d, m = len(x), x.shape[1], len(dead)
+    low = Factors(dtype if n * d * m >= _SMALL else torch.float32)
+    D, b = weights.D[dead].to(low.dtype), low.parts(weights.b_enc[dead])
+    gE, gD, gb = (torch.zeros(m, *size, device=x.device) for size in ((d,), (d,), ()))
+    one, total = torch.ones(1, device=x.device), 0.0
+    tokens = low.of(centred, one, one, one)
+    for some in blocks(n, TOKENS):
+        r = residual[some]
+        ghost = (room or Room()).borrow(len(r), m, low.dtype, x.device)
+        for block in blocks(m, LATENTS):
+            rows = low.of(weights.E[dead[block]], *(part[block] for part in b))
+            torch.mm(tokens[some], rows.T, out=ghost[:, block]).exp_()
         length = r.norm(dim=1, keepdim=True)
-        ghost = torch.addmm(b, centred[rows], E.T).exp_()
-        g = ghost @ D
+        g = torch.mm(ghost, D).float()
         factor = length / (1e-6 + 2 * g.norm(dim=1, keepdim=True))
         difference = g.mul_(factor).sub_(r)
         error = difference.square() / length
-        rescale = (r.square() / x[rows].norm(dim=1, keepdim=True)) / (error + 1e-6)
+        rescale = (r.square() / x[some].norm(dim=1, keepdim=True)) / (error + 1e-6)
         total += float((error * rescale).sum())
-        g_y = difference.mul_(rescale).mul_(factor * (2 / length / x.numel()))
-        gD.addmm_(ghost.T, g_y)
-        g_pre = ghost.mul_(g_y @ D.T)
-        gE.addmm_(g_pre.T, centred[rows])
-        gb += g_pre.sum(0)
+        g_y = difference.mul_(rescale).mul_(factor * (2 / length / x.numel())).to(low.dtype)
+        for block in blocks(m, LATENTS):
+            h = ghost[:, block]
+            gD[block] += torch.mm(h.T, g_y)
+            both = torch.mm(torch.mm(g_y, D[block].T).mul_(h).T, tokens[some])  # with the bias's gradient beside it
+            gE[block] += both[:, :d]
+            gb[block] += both[:, d]
     return total / x.numel(), RowGradients(dead, gE, gD, gb)
 
 

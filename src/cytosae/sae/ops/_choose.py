@@ -29,8 +29,8 @@ def choose(device: str, d_in: int, n_latents: int, *, products: str = "auto", de
     ===================  ==========================================================
     asked for, and here   path
     ===================  ==========================================================
-    CPU, auto             ``native-int8`` (VNNI) or ``native-int16`` (AVX2), where
-                          a C++ compiler is there
+    CPU, auto             ``native-int8-amx`` (AMX), ``native-int8`` (VNNI) or
+                          ``native-int16`` (AVX2), where a C++ compiler is there
     bfloat16 in hardware  ``portable-bfloat16`` (AMX, AVX-512 or CUDA; auto)
     else                  ``portable-float32``
     ===================  ==========================================================

@@ -24,9 +24,9 @@ _KEPT = 4
 
 
 @cache
-def native_library() -> ctypes.CDLL | None:
+def native_library(*flags: str) -> ctypes.CDLL | None:
     """The library, with its types declared; None where it cannot be built or the processor has neither VNNI nor AVX2."""
-    lib = library()
+    lib = library(*flags)
     if lib is None or not lib.cytosae_bits():
         return None
     lib.cytosae_packed_size.restype = ctypes.c_int64
@@ -53,7 +53,8 @@ class NativePath:
     Attributes
     ----------
     name
-        ``native-int8`` (VNNI) or ``native-int16`` (AVX2), by the integers that propose.
+        ``native-int8-amx`` (tiles), ``native-int8`` (VNNI) or ``native-int16`` (AVX2), by the integers that propose. The first
+        two give the same codes to the last bit.
     proven
         Whether what is proposed provably holds every code. Else, with 8 bits, by six standard deviations of their rounding,
         which is faster; 16 bits are always proven.
@@ -61,13 +62,15 @@ class NativePath:
         Codes proposed so far, and those of them on the wrong side of their threshold by the integers alone.
     """
 
-    def __init__(self, *, proven: bool = False) -> None:
-        lib = native_library()
+    def __init__(self, *, proven: bool = False, lib: ctypes.CDLL | None = None) -> None:
+        """`lib` is another build than that for this processor."""
+        lib = lib or native_library()
         if lib is None:
             raise CytosaeError("The compiled path is not available here; use the portable one.")
         self._lib = lib
         bits = lib.cytosae_bits()
-        self.name, self.proven = f"native-int{bits}", proven or bits > 8
+        self.name = f"native-int{bits}" + ("-amx" if lib.cytosae_tiles() else "")
+        self.proven = proven or bits > 8
         self.n_candidates = self.n_misjudged = 0
         self._packs: list[_Packed] = []
         self._hints: dict[tuple[str, int, int], float] = {}

@@ -23,26 +23,32 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "
 _SECONDS = 300
 
 
-def library() -> ctypes.CDLL | None:
-    """The compiled library, built at the first use; None, with one line on why, where that cannot be done."""
+def library(*more: str) -> ctypes.CDLL | None:
+    """The compiled library, built at the first use; None, with one line on why, where that cannot be done.
+
+    Parameters
+    ----------
+    more
+        Further flags, as for a lesser processor (``-march=haswell``).
+    """
     compiler = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
     if compiler is None:
         say("sae: no C++ compiler here, so training takes the slower portable path (install g++ for the fast one)")
         return None
     try:
-        return ctypes.CDLL(str(_built(compiler)))
+        return ctypes.CDLL(str(_built(compiler, (*FLAGS, *more))))
     except (OSError, subprocess.SubprocessError) as error:
         first = str(getattr(error, "stderr", "") or error).strip().splitlines()
         say(f"sae: the fast path could not be built ({first[0] if first else error}); training takes the portable one")
         return None
 
 
-def _built(compiler: str) -> Path:
+def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     """Path of the shared library; two processes that want it at once build it once."""
     source = (files("cytosae.sae.ops.native") / "step.cpp").read_bytes()
     openmp = _openmp()
     key = hashlib.sha256(
-        b"\0".join([source, *(f.encode() for f in (*FLAGS, *openmp, compiler, _version(compiler), _processor()))])
+        b"\0".join([source, *(f.encode() for f in (*flags, *openmp, compiler, _version(compiler), _processor()))])
     )
     folder = cache_folder() / "native"
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +62,7 @@ def _built(compiler: str) -> Path:
             code, out = own.with_suffix(".cpp"), own.with_suffix(".so")
             try:
                 code.write_bytes(source)
-                command = [compiler, *FLAGS, str(code), "-o", str(out), *openmp]
+                command = [compiler, *flags, str(code), "-o", str(out), *openmp]
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
                 os.replace(out, target)
             finally:

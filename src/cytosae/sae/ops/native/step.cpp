@@ -1,8 +1,8 @@
 // The compiled path of a training step, behind a plain C interface (cytosae/sae/ops/native/__init__.py calls it).
 //
 // Matrices are latent-major [n_latents, d], float32. Selection works in two stages: products of small integers propose, with a
-// margin for their rounding, and float32 decides. The integers have 8 bits where the processor multiplies those (VNNI), and
-// about 11 bits in 16 elsewhere (AVX2). Every token and every latent row is computed by one thread in a fixed order, so the
+// margin for their rounding, and float32 decides. The integers have 8 bits where the processor multiplies those (AMX tiles, or
+// VNNI vectors: the same sums, to the last bit), and about 11 bits in 16 elsewhere (AVX2). Every token and every latent row is computed by one thread in a fixed order, so the
 // result does not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
@@ -19,10 +19,17 @@
 #else
 #define CYTOSAE_BITS 0
 #endif
+#if CYTOSAE_BITS == 8 && defined(__AMX_INT8__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define CYTOSAE_AMX 1
+#else
+#define CYTOSAE_AMX 0
+#endif
 
 namespace {
 
-constexpr int64_t kSums = 16, kTile = 192, kGroup = 6, kChunk = 64;
+constexpr int64_t kSums = 64, kChunk = 64, kAhead = 4;
 // Rounding errors of a sum of d products are nearly normal; so many standard deviations are allowed for (8 bits, in training).
 constexpr float kSigmas = 6.0f;
 const float kRootTwelve = std::sqrt(12.0f);
@@ -32,7 +39,7 @@ using Whole = int8_t;      // of a token
 using Packed = uint8_t;    // of a latent: 128 more than the value
 using Floats = __m512;
 using Ints = __m512i;
-constexpr int64_t kLanes = 16, kVectors = 4, kStep = 4;
+constexpr int64_t kLanes = 16, kVectors = CYTOSAE_AMX ? 2 : 4, kStep = 4;
 constexpr int kShift = 128;
 inline float largest(int64_t) { return 127; }
 inline Ints no_ints() { return _mm512_setzero_si512(); }
@@ -74,19 +81,38 @@ inline float largest(int64_t) { return 127; }
 #endif
 constexpr int64_t kPanel = kLanes * kVectors;
 
-inline int64_t padded(int64_t d) { return (d + kStep - 1) / kStep * kStep; }
+constexpr int64_t kDepth = CYTOSAE_AMX ? 64 : kStep;  // dimensions are padded to a multiple of it
+
+inline int64_t up_to(int64_t multiple, int64_t n) { return (n + multiple - 1) / multiple * multiple; }
+inline int64_t padded(int64_t d) { return up_to(kDepth, d); }
 inline int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
 
-float dot(const float* a, const float* b, int64_t d) {
-  // sixteen partial sums whatever the vector width, so that every build adds in the same order
-  float s[kSums] = {0};
+// A sum of products in 64 partial sums whatever the vector width, so that every build adds in the same order.
+inline float dot(const float* a, const float* b, int64_t d) {
+  alignas(64) float s[kSums] = {0};
   int64_t i = 0;
+#if CYTOSAE_BITS
+  constexpr int kParts = kSums / kLanes;
+  Floats sum[kParts];
+  for (int j = 0; j < kParts; ++j) sum[j] = repeat(0.0f);
+  for (; i + kSums <= d; i += kSums)
+#pragma GCC unroll 8
+    for (int j = 0; j < kParts; ++j) sum[j] = times_plus(load(a + i + j * kLanes), load(b + i + j * kLanes), sum[j]);
+#pragma GCC unroll 8
+  for (int j = 0; j < kParts; ++j) store(s + j * kLanes, sum[j]);
+#else
   for (; i + kSums <= d; i += kSums)
     for (int64_t j = 0; j < kSums; ++j) s[j] += a[i + j] * b[i + j];
+#endif
   for (int64_t j = 0; i < d; ++i, ++j) s[j] += a[i] * b[i];
+#pragma GCC unroll 6
   for (int64_t w = kSums / 2; w; w /= 2)
     for (int64_t j = 0; j < w; ++j) s[j] += s[j + w];
   return s[0];
+}
+
+inline void fetch(const float* row, int64_t d) {
+  for (int64_t i = 0; i < d; i += 16) __builtin_prefetch(row + i);
 }
 
 // One latent row as integers in its place of the packed matrix [panel][d/kStep][latent of panel][kStep].
@@ -133,8 +159,9 @@ struct Problem {
 constexpr float kTiny = 1e-12f;  // largest number of a token below which it is taken as 0
 
 // The integer product misses x.w by at most |x - x'| |w| + |x'| |w - w'|, and every number of w - w' is at most half its scale.
+template <class By>
 void quantise(const Problem& p, const int64_t* rows, int64_t count, Tile& t) {
-  const int64_t dp = padded(p.d), groups = (count + kGroup - 1) / kGroup * kGroup;
+  const int64_t dp = padded(p.d), groups = up_to(By::kRows, count);
   t.whole.assign(groups * dp, 0);
   t.scale.assign(groups, 0);
   t.shift_margin.assign(groups, 0);
@@ -154,7 +181,7 @@ void quantise(const Problem& p, const int64_t* rows, int64_t count, Tile& t) {
     for (int64_t i = 0; i < p.d; ++i) {
       const int q = static_cast<int>(std::nearbyint(x[i] * inverse));
       const float off = x[i] - scale * static_cast<float>(q);
-      t.whole[r * dp + i] = static_cast<Whole>(q);
+      t.whole[By::place(r, i, dp)] = static_cast<Whole>(q);
       missed += off * off;
       sum += q;
     }
@@ -175,31 +202,97 @@ void quantise(const Problem& p, const int64_t* rows, int64_t count, Tile& t) {
 }
 
 #if CYTOSAE_BITS
-// Sums of products of kGroup tokens with the latents of a panel; all of them stay in registers.
-inline void products(const Whole* x, const Packed* panel, int64_t dp, Ints (&out)[kGroup][kVectors]) {
-  Ints sum[kGroup][kVectors];
+// Sums of products of kRows tokens with the latents of a panel, by vectors; all of them stay in registers.
+struct ByVectors {
+  static constexpr int64_t kRows = 6, kTile = 192;
+  static int64_t place(int64_t r, int64_t i, int64_t dp) { return r * dp + i; }
+  template <class Between>
+  static void products(const Whole* x, const Packed* panel, int64_t dp, Ints (&out)[kRows][kVectors], Between&& between) {
+    between(0, kRows);
+    Ints sum[kRows][kVectors];
 #pragma GCC unroll 6
-  for (int r = 0; r < kGroup; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) sum[r][j] = no_ints();
-  for (int64_t i = 0; i < dp; i += kStep) {
-    Ints e[kVectors];
+      for (int j = 0; j < kVectors; ++j) sum[r][j] = no_ints();
+    for (int64_t i = 0; i < dp; i += kStep) {
+      Ints e[kVectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) e[j] = load(panel + i * kPanel + j * kLanes * kStep);
+      for (int j = 0; j < kVectors; ++j) e[j] = load(panel + i * kPanel + j * kLanes * kStep);
 #pragma GCC unroll 6
-    for (int r = 0; r < kGroup; ++r) {
-      int32_t some;
-      std::memcpy(&some, x + r * dp + i, sizeof some);
-      const Ints v = repeat(some);
+      for (int r = 0; r < kRows; ++r) {
+        int32_t some;
+        std::memcpy(&some, x + r * dp + i, sizeof some);
+        const Ints v = repeat(some);
 #pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) sum[r][j] = add_products(sum[r][j], e[j], v);
+        for (int j = 0; j < kVectors; ++j) sum[r][j] = add_products(sum[r][j], e[j], v);
+      }
     }
-  }
 #pragma GCC unroll 6
-  for (int r = 0; r < kGroup; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) out[r][j] = sum[r][j];
+      for (int j = 0; j < kVectors; ++j) out[r][j] = sum[r][j];
+  }
+};
+
+#if CYTOSAE_AMX
+// Whether the system lets this process use the tiles; asked once.
+bool tiles_allowed() {
+  static const bool allowed = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+  return allowed;
 }
+
+struct alignas(64) TileShape {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {0};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// The same sums by tiles: two of tokens (16 each) times two of latents (16 each), 64 dimensions at a time. What is to be done
+// with earlier sums is strewn between the products, so that vectors and tiles are busy at once.
+struct ByTiles {
+  static constexpr int64_t kRows = 32, kTile = 1024;
+  TileShape before, shape;
+  ByTiles() {
+    _tile_storeconfig(&before);  // other libraries of this process (oneDNN) have shapes of their own
+    _tile_loadconfig(&shape);
+  }
+  ~ByTiles() {
+    _tile_release();
+    if (before.palette) _tile_loadconfig(&before);
+  }
+  static int64_t place(int64_t r, int64_t i, int64_t dp) {
+    return r / kRows * kRows * dp + i / kDepth * kRows * kDepth + r % kRows * kDepth + i % kDepth;
+  }
+  template <class Between>
+  static void products(const Whole* x, const Packed* panel, int64_t dp, Ints (&out)[kRows][kVectors], Between&& between) {
+    static_assert(kVectors == 2 && kStep * kPanel == 128, "two tiles of latents lie side by side");
+    asm volatile("" ::: "memory");  // the compiler does not know that tiles read memory
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    const int64_t share = (kRows * kDepth + dp - 1) / dp;
+    int64_t done = 0;
+    for (int64_t i = 0; i < dp; i += kDepth) {
+      _tile_loadd(4, x + i * kRows, kDepth);
+      _tile_loadd(6, panel + i * kPanel, kStep * kPanel);
+      _tile_loadd(7, panel + i * kPanel + kLanes * kStep, kStep * kPanel);
+      _tile_dpbsud(0, 4, 6);
+      _tile_dpbsud(1, 4, 7);
+      _tile_loadd(5, x + i * kRows + 16 * kDepth, kDepth);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
+      const int64_t end = std::min(kRows, done + share);
+      between(done, end);
+      done = end;
+    }
+    _tile_stored(0, &out[0][0], sizeof out[0]);
+    _tile_stored(1, &out[0][1], sizeof out[0]);
+    _tile_stored(2, &out[16][0], sizeof out[0]);
+    _tile_stored(3, &out[16][1], sizeof out[0]);
+  }
+};
+#endif
 
 // The first `left` of these numbers, zeros after them.
 inline Floats load_some(const float* from, int64_t left) {
@@ -208,22 +301,84 @@ inline Floats load_some(const float* from, int64_t left) {
   if (left > 0) std::memcpy(part, from, left * sizeof(float));
   return load(part);
 }
+#else
+struct ByVectors {
+  static constexpr int64_t kRows = 1, kTile = 192;
+  static int64_t place(int64_t r, int64_t i, int64_t dp) { return r * dp + i; }
+};
 #endif
 
-// When a list of candidates of `topk` is full: keep what can still be among the k largest, and raise the bound.
-void raise(std::vector<Candidate>& list, int64_t k, float spread, float& bound) {
-  std::nth_element(list.begin(), list.begin() + (k - 1), list.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.upper > b.upper; });
-  bound = std::max(bound, list[k - 1].upper - spread);
-  list.erase(std::remove_if(list.begin(), list.end(), [&](const Candidate& c) { return c.upper < bound; }), list.end());
+using Bits = std::vector<int32_t>;  // of floats that are not negative, which are ordered as their bits are
+
+inline int32_t bits_of(float v) {
+  int32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+
+// The k-th largest by bisection: a count a step in vectors, where a partition stumbles over branches. 1 <= k <= size.
+float kth_largest(const Bits& all, int64_t k) {
+  int32_t least = all[0], most = all[0];
+  for (int32_t v : all) least = std::min(least, v), most = std::max(most, v);
+  int64_t low = least, high = int64_t(most) + 1;  // at least k are >= low, fewer than k are >= high
+  while (high - low > 1) {
+    const int32_t middle = static_cast<int32_t>(low + (high - low) / 2);
+    int32_t count = 0;
+    for (int32_t v : all) count += v >= middle;
+    if (count == k) {
+      int32_t next = std::numeric_limits<int32_t>::max();
+      for (int32_t v : all) next = v >= middle ? std::min(next, v) : next;
+      low = next;
+      break;
+    }
+    (count > k ? low : high) = middle;
+  }
+  const int32_t found = static_cast<int32_t>(low);
+  float v;
+  std::memcpy(&v, &found, sizeof v);
+  return v;
+}
+
+// When a list of candidates of `topk` is long: keep what can still be among the k largest, and raise the bound. Order is kept.
+void raise(std::vector<Candidate>& list, int64_t k, float spread, float& bound, Bits& room) {
+  room.resize(list.size());
+  for (size_t i = 0; i < list.size(); ++i) room[i] = bits_of(list[i].upper);
+  bound = std::max(bound, kth_largest(room, k) - spread);
+  size_t kept = 0;
+  for (const Candidate c : list) {
+    list[kept] = c;
+    kept += c.upper >= bound;
+  }
+  list.resize(kept);
 }
 
 // Candidates of some tokens: all latents whose value can be at least the token's bound.
+template <class By>
 void screen(const Problem& p, const int64_t* rows, int64_t count, float* bound, float widest_norm, float widest_scale,
             std::vector<std::vector<Candidate>>& lists, Tile& t) {
 #if CYTOSAE_BITS
-  quantise(p, rows, count, t);
-  const int64_t dp = padded(p.d), full = p.kind == 1 ? std::max<int64_t>(4 * p.k, 256) : 0;
+  constexpr int64_t kGroup = By::kRows;
+  const By by;
+  quantise<By>(p, rows, count, t);
+  const int64_t dp = padded(p.d), few = std::max<int64_t>(3 * p.k, 128);
+  std::vector<int64_t> full(count, few);  // length of a list at which it is looked through
+  Bits room;
+  const auto spread = [&](int64_t r) { return 2 * (t.shift_margin[r] * widest_norm + t.scale_margin[r] * widest_scale); };
+  // Takes up the candidates among the latents of a panel.
+  const auto note = [&](int64_t r, int64_t s0, const Floats* upper, const unsigned* hit) {
+    for (int64_t j = 0; j < kVectors; ++j) {
+      float uppers[kLanes];
+      store(uppers, upper[j]);
+      for (unsigned bits = hit[j]; bits; bits &= bits - 1) {
+        const int lane = __builtin_ctz(bits);
+        lists[r].push_back({static_cast<int32_t>(s0 + j * kLanes + lane), uppers[lane]});
+      }
+    }
+    if (p.kind == 1 && static_cast<int64_t>(lists[r].size()) > full[r]) {
+      raise(lists[r], p.k, spread(r), bound[r], room);
+      full[r] = std::max<int64_t>(few, 2 * lists[r].size());
+    }
+  };
   for (int64_t s0 = 0; s0 < p.m; s0 += kPanel) {
     const Packed* panel = p.packed + s0 * dp;
     Floats scale[kVectors], norm[kVectors], bias[kVectors], least[kVectors];
@@ -236,29 +391,39 @@ void screen(const Problem& p, const int64_t* rows, int64_t count, float* bound, 
       bias[j] = load_some(p.b + at, left);
       least[j] = p.kind == 2 ? load_some(p.threshold + at, left) : repeat(0.0f);
     }
-    for (int64_t r0 = 0; r0 < count; r0 += kGroup) {
-      Ints sum[kGroup][kVectors];
-      products(t.whole.data() + r0 * dp, panel, dp, sum);
-      for (int64_t r = r0; r < std::min(count, r0 + kGroup); ++r) {
-        const Floats xs = repeat(t.scale[r]), by_norm = repeat(t.shift_margin[r]), by_scale = repeat(t.scale_margin[r]);
+    Ints sums[2][kGroup][kVectors];
+    // Looks through the sums of some tokens, from one to another of a group, for candidates.
+    const auto look = [&, own = p.kind == 2](int64_t group, int64_t from, int64_t to) {
+      const auto& sum = sums[group / kGroup % 2];
+      const float *xs = t.scale.data() + group, *by_norm = t.shift_margin.data() + group;
+      const float *by_scale = t.scale_margin.data() + group, *bounds = bound + group;
+      const int32_t* correction = t.correction.data() + group;
+      for (int64_t i = from; i < std::min(to, count - group); ++i) {
+        Floats upper[kVectors];
+        unsigned hit[kVectors], any = 0;
+#pragma GCC unroll 4
         for (int64_t j = 0; j < kVectors; ++j) {
-          const Floats value = to_floats(less(sum[r - r0][j], t.correction[r]));
-          const Floats inner = times_plus(scale[j], times_plus(value, xs, by_scale), bias[j]);
-          const Floats upper = times_plus(by_norm, norm[j], inner);
-          const unsigned hit = inside[j] & at_least(upper, p.kind == 2 ? least[j] : repeat(bound[r]));
-          if (!hit) continue;
-          float uppers[kLanes];
-          store(uppers, upper);
-          for (unsigned bits = hit; bits; bits &= bits - 1) {
-            const int lane = __builtin_ctz(bits);
-            lists[r].push_back({static_cast<int32_t>(s0 + j * kLanes + lane), uppers[lane]});
-          }
-          if (full && static_cast<int64_t>(lists[r].size()) > full)
-            raise(lists[r], p.k, 2 * (t.shift_margin[r] * widest_norm + t.scale_margin[r] * widest_scale), bound[r]);
+          const Floats value = to_floats(less(sum[i][j], correction[i]));
+          const Floats inner = times_plus(scale[j], times_plus(value, repeat(xs[i]), repeat(by_scale[i])), bias[j]);
+          upper[j] = times_plus(repeat(by_norm[i]), norm[j], inner);
+          hit[j] = inside[j] & at_least(upper[j], own ? least[j] : repeat(bounds[i]));
+          any |= hit[j];
         }
+        if (any) note(group + i, s0, upper, hit);
       }
+    };
+    int64_t before = -1;  // the group whose sums are still to be looked through
+    for (int64_t r0 = 0; r0 < count; r0 += kGroup) {
+      by.products(t.whole.data() + r0 * dp, panel, dp, sums[r0 / kGroup % 2], [&](int64_t from, int64_t to) {
+        if (before >= 0) look(before, from, to);
+      });
+      before = r0;
     }
+    look(before, 0, kGroup);
   }
+  if (p.kind == 1)
+    for (int64_t r = 0; r < count; ++r)
+      if (static_cast<int64_t>(lists[r].size()) > p.k) raise(lists[r], p.k, spread(r), bound[r], room);
 #endif
 }
 
@@ -267,38 +432,55 @@ struct Code {
   int32_t latent;
 };
 
+// What is above `cut`, and of what equals it the first `ties`, which are counted down.
+void keep_largest(std::vector<Code>& row, float cut, int64_t& ties) {
+  size_t kept = 0;
+  for (const Code c : row) {
+    row[kept] = c;
+    kept += c.value > cut || (c.value == cut && ties > 0);
+    ties -= c.value == cut;
+  }
+  row.resize(kept);
+}
+
 struct Selection {
   std::vector<std::vector<Code>> rows;
   int64_t candidates = 0, misjudged = 0;  // proposed; and of those on the wrong side of the threshold by integers alone
 };
 
-bool larger(const Code& a, const Code& b) { return a.value > b.value || (a.value == b.value && a.latent < b.latent); }
-
-// float32 decides about the candidates of one token; false where the bound was too high for `topk`.
+// float32 decides about the candidates of one token, in the order of the latents; false where the bound was too high for `topk`.
 bool decide(const Problem& p, int64_t row, const std::vector<Candidate>& list, float bound, float by_norm, float by_scale,
-            std::vector<Code>& out, int64_t& misjudged) {
+            std::vector<Code>& out, int64_t& misjudged, Bits& room) {
   const float* x = p.x + row * p.d;
-  out.clear();
-  for (const Candidate& c : list) {
+  const size_t size = list.size();
+  out.resize(size);
+  size_t n = 0;
+  for (size_t i = 0; i < size; ++i) {
+    const Candidate& c = list[i];
+    if (i + kAhead < size) fetch(p.E + list[i + kAhead].latent * p.d, p.d);
     const float value = dot(x, p.E + c.latent * p.d, p.d) + p.b[c.latent];
     const float least = p.kind == 2 ? p.threshold[c.latent] : 0.0f;
     const bool active = value > least && value > 0;
-    if (active) out.push_back({value, c.latent});
+    out[n] = {value, c.latent};
+    n += active;
     misjudged += active != (c.upper - by_norm * p.norm[c.latent] - by_scale * p.scale[c.latent] > std::max(least, 0.0f));
   }
-  if (p.kind != 1) return true;
-  const bool enough = static_cast<int64_t>(out.size()) >= p.k;
-  if (enough) {
-    std::nth_element(out.begin(), out.begin() + (p.k - 1), out.end(), larger);
-    const bool proven = out[p.k - 1].value >= bound;
-    out.resize(p.k);
-    std::sort(out.begin(), out.end(), [](const Code& a, const Code& b) { return a.latent < b.latent; });
-    return proven || bound <= 0;
-  }
-  return bound <= 0;
+  out.resize(n);
+  if (p.kind != 1 || static_cast<int64_t>(n) < p.k) return p.kind != 1 || bound <= 0;
+  room.resize(out.size());
+  for (size_t i = 0; i < out.size(); ++i) room[i] = bits_of(out[i].value);
+  const float cut = kth_largest(room, p.k);
+  int64_t ties = p.k;  // of equal values the lower latent
+  for (const Code& c : out) ties -= c.value > cut;
+  keep_largest(out, cut, ties);
+  return cut >= bound || bound <= 0;
 }
 
-void select_rows(const Problem& p, float bound, Selection& s, int threads) {
+template <class By>
+void select_by(const Problem& p, float bound, Selection& s, int threads) {
+  // as many tiles for each thread, none longer than kTile
+  const int64_t tile_count = std::max<int64_t>(1, up_to(threads, (p.n + By::kTile - 1) / By::kTile));
+  const int64_t kTile = std::max(By::kRows, up_to(By::kRows, (p.n + tile_count - 1) / tile_count));
   const float widest_norm = p.m ? *std::max_element(p.norm, p.norm + p.m) : 0;
   const float widest_scale = p.m ? *std::max_element(p.scale, p.scale + p.m) : 0;
   const int64_t tiles = (p.n + kTile - 1) / kTile;
@@ -306,17 +488,18 @@ void select_rows(const Problem& p, float bound, Selection& s, int threads) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(+ : candidates, misjudged)
   for (int64_t tile = 0; tile < tiles; ++tile) {
     std::vector<int64_t> rows;
+    Bits room;
     for (int64_t r = tile * kTile; r < std::min(p.n, (tile + 1) * kTile); ++r) rows.push_back(r);
     for (float least = bound; !rows.empty(); least = 0) {  // the second time from zero, for tokens whose bound was too high
       std::vector<std::vector<Candidate>> lists(rows.size());
       std::vector<float> bounds(rows.size(), least);
       Tile t;
-      screen(p, rows.data(), rows.size(), bounds.data(), widest_norm, widest_scale, lists, t);
+      screen<By>(p, rows.data(), rows.size(), bounds.data(), widest_norm, widest_scale, lists, t);
       std::vector<int64_t> again;
       for (size_t r = 0; r < rows.size(); ++r) {
         candidates += lists[r].size();
         if (!decide(p, rows[r], lists[r], std::min(least, bounds[r]), t.shift_margin[r], t.scale_margin[r], s.rows[rows[r]],
-                    misjudged))
+                    misjudged, room))
           again.push_back(rows[r]);
       }
       rows.swap(again);
@@ -325,6 +508,13 @@ void select_rows(const Problem& p, float bound, Selection& s, int threads) {
   }
   s.candidates += candidates;
   s.misjudged += misjudged;
+}
+
+void select_rows(const Problem& p, float bound, Selection& s, int threads) {
+#if CYTOSAE_AMX
+  if (tiles_allowed()) return select_by<ByTiles>(p, bound, s, threads);
+#endif
+  select_by<ByVectors>(p, bound, s, threads);
 }
 
 struct Term {
@@ -371,6 +561,15 @@ extern "C" {
 
 // Bits of the integers this build multiplies; 0 where the processor has neither VNNI nor AVX2.
 int cytosae_bits() { return CYTOSAE_BITS; }
+
+// Whether they are multiplied by AMX tiles.
+int cytosae_tiles() {
+#if CYTOSAE_AMX
+  return tiles_allowed();
+#else
+  return 0;
+#endif
+}
 
 // In bytes.
 int64_t cytosae_packed_size(int64_t m, int64_t d) { return panels(m) * kPanel * padded(d) * sizeof(Packed); }
@@ -421,18 +620,11 @@ void* cytosae_select(const float* x, int64_t n, int64_t d, const float* E, const
       int64_t ties = wanted;  // of equal values the lower token, then the lower latent
       for (float v : values) ties -= v > cut;
       for (auto& row : s->rows) {
-        std::sort(row.begin(), row.end(), [](const Code& a, const Code& b) { return a.latent < b.latent; });
-        row.erase(std::remove_if(row.begin(), row.end(),
-                                 [&](const Code& c) { return c.value < cut || (c.value == cut && ties-- <= 0); }),
-                  row.end());
+        keep_largest(row, cut, ties);
       }
     }
     *bound = cut;
   }
-  if (kind != 1)
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t r = 0; r < n; ++r)
-      std::sort(s->rows[r].begin(), s->rows[r].end(), [](const Code& a, const Code& b) { return a.latent < b.latent; });
   counts[0] = 0;
   for (const auto& row : s->rows) counts[0] += row.size();
   counts[1] = s->candidates;
