@@ -181,7 +181,10 @@ def test_ghost_gradients_with_bfloat16_factors_are_near_those_in_float32(monkeyp
     """More tokens and latents than a block has, sizes that nothing divides; the same twice in borrowed memory."""
     g = torch.Generator().manual_seed(4)
     x, residual, w = torch.randn(4500, 37, generator=g), torch.randn(4500, 37, generator=g), some_weights(2301, 37)
-    dead = torch.arange(0, 2301, 2)
+    x, dead = 4 * x, torch.arange(0, 2301, 2)
+    w.D.abs_()
+    residual = -residual.abs()  # the rescaling has poles where a ghost meets its residual: here it never does
+    w.b_enc[dead] = -20.0  # an argument rounded to bfloat16 would make factors of up to 6%
     want_loss, want = ghost_gradients(x, x, residual, w, dead)
     same_loss, same = ghost_gradients(x, x, residual, w, dead, dtype=torch.bfloat16)  # too small for it
     assert same_loss == want_loss
@@ -192,8 +195,7 @@ def test_ghost_gradients_with_bfloat16_factors_are_near_those_in_float32(monkeyp
         loss, rows = ghost_gradients(x, x, residual, w, dead, dtype=torch.bfloat16, room=room)
         assert loss == pytest.approx(want_loss, rel=1e-2)
         for got, exact in ((rows.E, want.E), (rows.D, want.D), (rows.b_enc, want.b_enc)):
-            assert float((got - exact).norm()) <= 0.03 * float(exact.norm())
-            assert float((got - exact).norm()) > 0
+            assert 0 < float((got - exact).norm()) <= 0.01 * float(exact.norm())
 
 
 def test_resampled_latents_point_at_what_is_reconstructed_worst() -> None:
