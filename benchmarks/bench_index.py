@@ -60,8 +60,21 @@ def dictionary(backbone: Backbone, images: Any, n: int, active: float, kind: str
     return SparseAutoencoder(W.T.contiguous(), bias, W, mean, kind, threshold, hash="bench")
 
 
-def published_pass(backbone: Backbone, sae: SparseAutoencoder, images: Any, batch: int = 8) -> None:
-    """What the published programs do, plainly: statistics over all images, then once more for the patients."""
+def published_codes(x: torch.Tensor, sae: SparseAutoencoder) -> torch.Tensor:
+    """The published programs take the codes out of the whole forward pass: decoder and losses are computed with them."""
+    hidden = (x - sae.b_dec) @ sae.W_enc + sae.b_enc  # lives as long as the codes do, in the cache of the hooks
+    codes = torch.relu(hidden)
+    recon = codes @ sae.W_dec + sae.b_dec
+    error = ((recon - x).square() / x.square().sum(-1, keepdim=True).sqrt()).mean()
+    float(error + 8e-5 * codes.abs().sum(-1).mean())
+    return codes
+
+
+def published_pass(backbone: Backbone, sae: SparseAutoencoder, images: Any, batch: int = 64) -> None:
+    """What the published programs do, plainly: statistics over all images, then once more for the patients.
+
+    Read in the code of arXiv 2507.12464 (its hooked forward pass, its statistics and patient programs).
+    """
     n = sae.n_latents
     for part in ("statistics", "patients"):
         total, count = torch.zeros(n), torch.zeros(n)
@@ -69,7 +82,7 @@ def published_pass(backbone: Backbone, sae: SparseAutoencoder, images: Any, batc
         barcode = torch.zeros(n)
         for start in range(0, len(images), batch):
             x = backbone.tokens(images[start : start + batch], -1)  # the published hook runs all blocks
-            codes = torch.relu((x - sae.b_dec) @ sae.W_enc + sae.b_enc)
+            codes = published_codes(x, sae)
             if part == "patients":
                 barcode += (codes > 0.2).sum(1).float().sum(0)
                 continue

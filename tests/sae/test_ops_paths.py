@@ -139,7 +139,10 @@ def test_tiles_and_vectors_give_the_same_bits(kind: str) -> None:
                 assert torch.equal(a.row_start, c.row_start)
                 assert torch.equal(a.latent, c.latent)
                 assert torch.equal(a.value, c.value)
-            assert ours[0].n_candidates == ours[1].n_candidates
+            if proven:  # the tiles multiply bfloat16 numbers then, whose margin is smaller
+                assert ours[0].n_candidates <= ours[1].n_candidates
+            else:
+                assert ours[0].n_candidates == ours[1].n_candidates
 
 
 def test_tiles_leave_other_products_of_the_process_as_they_were() -> None:

@@ -2,13 +2,15 @@
 //
 // Matrices are latent-major [n_latents, d], float32. Selection works in two stages: products of small integers propose, with a
 // margin for their rounding, and float32 decides. The integers have 8 bits where the processor multiplies those (AMX tiles, or
-// VNNI vectors: the same sums, to the last bit), and about 11 bits in 16 elsewhere (AVX2). Every token and every latent row is computed by one thread in a fixed order, so the
+// VNNI vectors: the same sums, to the last bit), and about 11 bits in 16 elsewhere (AVX2). Where no code may be lost, tiles
+// multiply bfloat16 numbers instead, whose margin is ten times smaller at twice the price. Every token and every latent row is computed by one thread in a fixed order, so the
 // result does not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
 #include <immintrin.h>
@@ -140,16 +142,17 @@ struct Candidate {
   float upper;  // the value is at most this
 };
 
-// Tokens of one tile as integers, and what their rounding allows for.
+// Tokens of one tile as integers (or in bfloat16), and what their rounding allows for.
+template <class By>
 struct Tile {
-  std::vector<Whole> whole;
+  std::vector<typename By::Token> whole;
   std::vector<float> scale, shift_margin, scale_margin;
   std::vector<int32_t> correction;
 };
 
 struct Problem {
   const float *x, *E, *b, *threshold;
-  const Packed* packed;
+  const void* packed;
   const float *scale, *norm;
   int64_t n, d, m, k;
   int kind;     // 0 all above bound; 1 the k largest of a token; 2 above a threshold for each latent
@@ -158,52 +161,12 @@ struct Problem {
 
 constexpr float kTiny = 1e-12f;  // largest number of a token below which it is taken as 0
 
-// The integer product misses x.w by at most |x - x'| |w| + |x'| |w - w'|, and every number of w - w' is at most half its scale.
-template <class By>
-void quantise(const Problem& p, const int64_t* rows, int64_t count, Tile& t) {
-  const int64_t dp = padded(p.d), groups = up_to(By::kRows, count);
-  t.whole.assign(groups * dp, 0);
-  t.scale.assign(groups, 0);
-  t.shift_margin.assign(groups, 0);
-  t.scale_margin.assign(groups, 0);
-  t.correction.assign(groups, 0);
-  const float most = largest(p.d);
-  for (int64_t r = 0; r < count; ++r) {
-    const float* x = p.x + rows[r] * p.d;
-    float top = 0, square = 0, missed = 0;
-    for (int64_t i = 0; i < p.d; ++i) {
-      top = std::max(top, std::fabs(x[i]));
-      square += x[i] * x[i];
-    }
-    const bool tiny = top < kTiny;  // its squares are no float32 numbers: taken as 0, and wholly in the margin
-    const float inverse = tiny ? 0 : most / top, scale = tiny ? 0 : top / most;
-    int32_t sum = 0;
-    for (int64_t i = 0; i < p.d; ++i) {
-      const int q = static_cast<int>(std::nearbyint(x[i] * inverse));
-      const float off = x[i] - scale * static_cast<float>(q);
-      t.whole[By::place(r, i, dp)] = static_cast<Whole>(q);
-      missed += off * off;
-      sum += q;
-    }
-    t.scale[r] = scale;
-    t.correction[r] = kShift * sum;
-    const float d = static_cast<float>(p.d), size = tiny ? top * std::sqrt(d) : std::sqrt(square);
-    if (tiny) {
-      t.shift_margin[r] = 1.01f * size;
-      t.scale_margin[r] = 0;
-    } else if (p.proven) {  // the last term: float32 sums d products in whatever order
-      t.shift_margin[r] = 1.01f * std::sqrt(missed) + size * (d + 8) * 1.2e-7f;  // times the norm of the latent
-      t.scale_margin[r] = 1.01f * size * 0.5f * std::sqrt(d);                    // times the scale of the latent
-    } else {
-      t.shift_margin[r] = kSigmas * scale / kRootTwelve;
-      t.scale_margin[r] = kSigmas * size / kRootTwelve;
-    }
-  }
-}
-
 #if CYTOSAE_BITS
 // Sums of products of kRows tokens with the latents of a panel, by vectors; all of them stay in registers.
 struct ByVectors {
+  using Token = Whole;
+  using Row = Packed;
+  using Sums = Ints;
   static constexpr int64_t kRows = 6, kTile = 192;
   static int64_t place(int64_t r, int64_t i, int64_t dp) { return r * dp + i; }
   template <class Between>
@@ -247,41 +210,65 @@ struct alignas(64) TileShape {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// The same sums by tiles: two of tokens (16 each) times two of latents (16 each), 64 dimensions at a time. What is to be done
-// with earlier sums is strewn between the products, so that vectors and tiles are busy at once.
-struct ByTiles {
-  static constexpr int64_t kRows = 32, kTile = 1024;
-  TileShape before, shape;
-  ByTiles() {
-    _tile_storeconfig(&before);  // other libraries of this process (oneDNN) have shapes of their own
+// The shapes of tiles, as long as it lives; other libraries of this process (oneDNN) have shapes of their own.
+class Shaped {
+ public:
+  Shaped() {
+    const TileShape shape;
+    _tile_storeconfig(&before_);
     _tile_loadconfig(&shape);
   }
-  ~ByTiles() {
+  ~Shaped() {
     _tile_release();
-    if (before.palette) _tile_loadconfig(&before);
+    if (before_.palette) _tile_loadconfig(&before_);
   }
+  Shaped(const Shaped&) = delete;
+  Shaped& operator=(const Shaped&) = delete;
+
+ private:
+  TileShape before_;
+};
+
+// Products by tiles: two of tokens (16 each) times two of latents (16 each), 64 bytes of each at a time. What is to be done with
+// earlier sums is strewn between the products, so that vectors and tiles are busy at once.
+template <class T, class R, class S>
+struct Tiles : Shaped {
+  using Token = T;
+  using Row = R;
+  using Sums = S;
+  static constexpr int64_t kRows = 32, kTile = 1024, kDeep = 64 / sizeof(T), kPiece = kStep / sizeof(T);
   static int64_t place(int64_t r, int64_t i, int64_t dp) {
-    return r / kRows * kRows * dp + i / kDepth * kRows * kDepth + r % kRows * kDepth + i % kDepth;
+    return r / kRows * kRows * dp + i / kDeep * kRows * kDeep + r % kRows * kDeep + i % kDeep;
   }
   template <class Between>
-  static void products(const Whole* x, const Packed* panel, int64_t dp, Ints (&out)[kRows][kVectors], Between&& between) {
+  static void products(const Token* x, const Row* panel, int64_t dp, Sums (&out)[kRows][kVectors], Between&& between) {
     static_assert(kVectors == 2 && kStep * kPanel == 128, "two tiles of latents lie side by side");
     asm volatile("" ::: "memory");  // the compiler does not know that tiles read memory
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    const int64_t share = (kRows * kDepth + dp - 1) / dp;
+    const int64_t share = (kRows * kDeep + dp - 1) / dp;
     int64_t done = 0;
-    for (int64_t i = 0; i < dp; i += kDepth) {
-      _tile_loadd(4, x + i * kRows, kDepth);
-      _tile_loadd(6, panel + i * kPanel, kStep * kPanel);
-      _tile_loadd(7, panel + i * kPanel + kLanes * kStep, kStep * kPanel);
-      _tile_dpbsud(0, 4, 6);
-      _tile_dpbsud(1, 4, 7);
-      _tile_loadd(5, x + i * kRows + 16 * kDepth, kDepth);
-      _tile_dpbsud(2, 5, 6);
-      _tile_dpbsud(3, 5, 7);
+    for (int64_t i = 0; i < dp; i += kDeep) {
+      _tile_loadd(4, x + i * kRows, 64);
+      _tile_loadd(6, panel + i * kPanel, 128);
+      _tile_loadd(7, panel + i * kPanel + kLanes * kPiece, 128);
+      if constexpr (sizeof(T) == 1) {
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+      } else {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      _tile_loadd(5, x + i * kRows + 16 * kDeep, 64);
+      if constexpr (sizeof(T) == 1) {
+        _tile_dpbsud(2, 5, 6);
+        _tile_dpbsud(3, 5, 7);
+      } else {
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
       const int64_t end = std::min(kRows, done + share);
       between(done, end);
       done = end;
@@ -292,6 +279,38 @@ struct ByTiles {
     _tile_stored(3, &out[16][1], sizeof out[0]);
   }
 };
+using ByTiles = Tiles<Whole, Packed, Ints>;
+using ByHalves = Tiles<uint16_t, uint16_t, Floats>;  // bfloat16
+
+inline uint16_t half(float v) {  // to the nearest, of ties the even one
+  uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline float whole(uint16_t v) {
+  const uint32_t bits = static_cast<uint32_t>(v) << 16;
+  float back;
+  std::memcpy(&back, &bits, sizeof back);
+  return back;
+}
+
+// One latent row in bfloat16; `missed` is the length of what rounding took from it.
+void pack_halves(const float* row, int64_t d, int64_t latent, uint16_t* packed, float* missed, float* norm) {
+  float square = 0, off = 0;
+  const int64_t dp = padded(d);
+  uint16_t* place = packed + latent / kPanel * kPanel * dp + latent % kPanel * 2;
+  for (int64_t i = 0; i < dp; i += 2)
+    for (int64_t j = 0; j < 2; ++j) {
+      const float v = i + j < d ? row[i + j] : 0;
+      const uint16_t rounded = half(v);
+      const float left = v - whole(rounded);
+      square += v * v;
+      off += left * left;
+      place[i * kPanel + j] = rounded;
+    }
+  missed[latent] = std::sqrt(off);
+  norm[latent] = std::sqrt(square);
+}
 #endif
 
 // The first `left` of these numbers, zeros after them.
@@ -303,9 +322,85 @@ inline Floats load_some(const float* from, int64_t left) {
 }
 #else
 struct ByVectors {
+  using Token = Whole;
+  using Row = Packed;
   static constexpr int64_t kRows = 1, kTile = 192;
   static int64_t place(int64_t r, int64_t i, int64_t dp) { return r * dp + i; }
 };
+#endif
+
+// The integer product misses x.w by at most |x - x'| |w| + |x'| |w - w'|, and every number of w - w' is at most half its scale.
+template <class By>
+void quantise(const Problem& p, const int64_t* rows, int64_t count, Tile<By>& t) {
+  const int64_t dp = padded(p.d), groups = up_to(By::kRows, count);
+  t.whole.assign(groups * dp, 0);
+  t.scale.assign(groups, 0);
+  t.shift_margin.assign(groups, 0);
+  t.scale_margin.assign(groups, 0);
+  t.correction.assign(groups, 0);
+  const float most = largest(p.d);
+  for (int64_t r = 0; r < count; ++r) {
+    const float* x = p.x + rows[r] * p.d;
+    float top = 0, square = 0, missed = 0;
+    for (int64_t i = 0; i < p.d; ++i) {
+      top = std::max(top, std::fabs(x[i]));
+      square += x[i] * x[i];
+    }
+    const bool tiny = top < kTiny;  // its squares are no float32 numbers: taken as 0, and wholly in the margin
+    const float inverse = tiny ? 0 : most / top, scale = tiny ? 0 : top / most;
+    int32_t sum = 0;
+    for (int64_t i = 0; i < p.d; ++i) {
+      const int q = static_cast<int>(std::nearbyint(x[i] * inverse));
+      const float off = x[i] - scale * static_cast<float>(q);
+      t.whole[By::place(r, i, dp)] = static_cast<Whole>(q);
+      missed += off * off;
+      sum += q;
+    }
+    t.scale[r] = scale;
+    t.correction[r] = kShift * sum;
+    const float d = static_cast<float>(p.d), size = tiny ? top * std::sqrt(d) : std::sqrt(square);
+    if (tiny) {
+      t.shift_margin[r] = 1.01f * size;
+      t.scale_margin[r] = 0;
+    } else if (p.proven) {  // the last term: float32 sums d products in whatever order
+      t.shift_margin[r] = 1.01f * std::sqrt(missed) + size * (d + 8) * 1.2e-7f;  // times the norm of the latent
+      t.scale_margin[r] = 1.01f * size * 0.5f * std::sqrt(d);                    // times the scale of the latent
+    } else {
+      t.shift_margin[r] = kSigmas * scale / kRootTwelve;
+      t.scale_margin[r] = kSigmas * size / kRootTwelve;
+    }
+  }
+}
+
+#if CYTOSAE_AMX
+// In bfloat16 the same, with both differences measured: |x - x'| |w| + |x'| |w - w'|, and the sums' own rounding.
+template <>
+void quantise<ByHalves>(const Problem& p, const int64_t* rows, int64_t count, Tile<ByHalves>& t) {
+  const int64_t dp = padded(p.d), groups = up_to(ByHalves::kRows, count);
+  t.whole.assign(groups * dp, 0);
+  t.scale.assign(groups, 1);
+  t.shift_margin.assign(groups, 0);
+  t.scale_margin.assign(groups, 0);
+  t.correction.assign(groups, 0);
+  const float d = static_cast<float>(p.d);
+  for (int64_t r = 0; r < count; ++r) {
+    const float* x = p.x + rows[r] * p.d;
+    float top = 0, square = 0, missed = 0, kept = 0;
+    for (int64_t i = 0; i < p.d; ++i) top = std::max(top, std::fabs(x[i]));
+    const bool tiny = top < kTiny;
+    for (int64_t i = 0; i < p.d; ++i) {
+      const uint16_t rounded = tiny ? 0 : half(x[i]);
+      const float near = whole(rounded), off = x[i] - near;
+      t.whole[ByHalves::place(r, i, dp)] = rounded;
+      square += x[i] * x[i];
+      missed += off * off;
+      kept += near * near;
+    }
+    const float size = tiny ? top * std::sqrt(d) : std::sqrt(square);
+    t.shift_margin[r] = 1.01f * (tiny ? size : std::sqrt(missed)) + size * (d + 8) * 1.2e-7f;
+    t.scale_margin[r] = 1.01f * std::sqrt(kept);
+  }
+}
 #endif
 
 using Bits = std::vector<int32_t>;  // of floats that are not negative, which are ordered as their bits are
@@ -355,7 +450,7 @@ void raise(std::vector<Candidate>& list, int64_t k, float spread, float& bound, 
 // Candidates of some tokens: all latents whose value can be at least the token's bound.
 template <class By>
 void screen(const Problem& p, const int64_t* rows, int64_t count, float* bound, float widest_norm, float widest_scale,
-            std::vector<std::vector<Candidate>>& lists, Tile& t) {
+            std::vector<std::vector<Candidate>>& lists, Tile<By>& t) {
 #if CYTOSAE_BITS
   constexpr int64_t kGroup = By::kRows;
   const By by;
@@ -380,7 +475,7 @@ void screen(const Problem& p, const int64_t* rows, int64_t count, float* bound, 
     }
   };
   for (int64_t s0 = 0; s0 < p.m; s0 += kPanel) {
-    const Packed* panel = p.packed + s0 * dp;
+    const auto* panel = static_cast<const typename By::Row*>(p.packed) + s0 * dp;
     Floats scale[kVectors], norm[kVectors], bias[kVectors], least[kVectors];
     unsigned inside[kVectors];
     for (int64_t j = 0; j < kVectors; ++j) {
@@ -391,7 +486,7 @@ void screen(const Problem& p, const int64_t* rows, int64_t count, float* bound, 
       bias[j] = load_some(p.b + at, left);
       least[j] = p.kind == 2 ? load_some(p.threshold + at, left) : repeat(0.0f);
     }
-    Ints sums[2][kGroup][kVectors];
+    typename By::Sums sums[2][kGroup][kVectors];
     // Looks through the sums of some tokens, from one to another of a group, for candidates.
     const auto look = [&, own = p.kind == 2](int64_t group, int64_t from, int64_t to) {
       const auto& sum = sums[group / kGroup % 2];
@@ -403,8 +498,13 @@ void screen(const Problem& p, const int64_t* rows, int64_t count, float* bound, 
         unsigned hit[kVectors], any = 0;
 #pragma GCC unroll 4
         for (int64_t j = 0; j < kVectors; ++j) {
-          const Floats value = to_floats(less(sum[i][j], correction[i]));
-          const Floats inner = times_plus(scale[j], times_plus(value, repeat(xs[i]), repeat(by_scale[i])), bias[j]);
+          Floats inner;
+          if constexpr (std::is_same_v<typename By::Sums, Ints>) {
+            const Floats value = to_floats(less(sum[i][j], correction[i]));
+            inner = times_plus(scale[j], times_plus(value, repeat(xs[i]), repeat(by_scale[i])), bias[j]);
+          } else {
+            inner = times_plus(scale[j], repeat(by_scale[i]), sum[i][j] + bias[j]);
+          }
           upper[j] = times_plus(repeat(by_norm[i]), norm[j], inner);
           hit[j] = inside[j] & at_least(upper[j], own ? least[j] : repeat(bounds[i]));
           any |= hit[j];
@@ -493,7 +593,7 @@ void select_by(const Problem& p, float bound, Selection& s, int threads) {
     for (float least = bound; !rows.empty(); least = 0) {  // the second time from zero, for tokens whose bound was too high
       std::vector<std::vector<Candidate>> lists(rows.size());
       std::vector<float> bounds(rows.size(), least);
-      Tile t;
+      Tile<By> t;
       screen<By>(p, rows.data(), rows.size(), bounds.data(), widest_norm, widest_scale, lists, t);
       std::vector<int64_t> again;
       for (size_t r = 0; r < rows.size(); ++r) {
@@ -510,9 +610,12 @@ void select_by(const Problem& p, float bound, Selection& s, int threads) {
   s.misjudged += misjudged;
 }
 
-void select_rows(const Problem& p, float bound, Selection& s, int threads) {
+void select_rows(const Problem& p, float bound, bool halves, Selection& s, int threads) {
 #if CYTOSAE_AMX
+  if (halves) return select_by<ByHalves>(p, bound, s, threads);
   if (tiles_allowed()) return select_by<ByTiles>(p, bound, s, threads);
+#else
+  (void)halves;
 #endif
   select_by<ByVectors>(p, bound, s, threads);
 }
@@ -571,24 +674,34 @@ int cytosae_tiles() {
 #endif
 }
 
-// In bytes.
-int64_t cytosae_packed_size(int64_t m, int64_t d) { return panels(m) * kPanel * padded(d) * sizeof(Packed); }
+// In bytes; `halves`: in bfloat16, for tiles.
+int64_t cytosae_packed_size(int64_t m, int64_t d, int halves) {
+  return panels(m) * kPanel * padded(d) * (halves ? 2 : sizeof(Packed));
+}
 
-void cytosae_pack(const float* E, int64_t m, int64_t d, Packed* packed, float* scale, float* norm, int threads) {
+void cytosae_pack(const float* E, int64_t m, int64_t d, int halves, void* packed, float* scale, float* norm, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t s = 0; s < m; ++s) pack_row(E + s * d, d, s, packed, scale, norm);
+  for (int64_t s = 0; s < m; ++s) {
+#if CYTOSAE_AMX
+    if (halves) {
+      pack_halves(E + s * d, d, s, static_cast<uint16_t*>(packed), scale, norm);
+      continue;
+    }
+#endif
+    pack_row(E + s * d, d, s, static_cast<Packed*>(packed), scale, norm);
+  }
 }
 
 // Select codes; gives a handle, and in `count` how many there are. kind 0 relu, 1 topk, 2 threshold, 3 batchtopk.
 // `bound`: a value below which no code is expected (topk, batchtopk), verified; comes back as the least value taken.
 // `counts`: codes, candidates, candidates on the wrong side of their threshold by integers alone.
-void* cytosae_select(const float* x, int64_t n, int64_t d, const float* E, const float* b, int64_t m, const Packed* packed,
-                     const float* scale, const float* norm, int kind, int64_t k, const float* threshold, int proven, float* bound,
+void* cytosae_select(const float* x, int64_t n, int64_t d, const float* E, const float* b, int64_t m, const void* packed,
+                     const float* scale, const float* norm, int halves, int kind, int64_t k, const float* threshold, int proven, float* bound,
                      int64_t* counts, int threads) {
   auto* s = new Selection{std::vector<std::vector<Code>>(n)};
   Problem p{x, E, b, threshold, packed, scale, norm, n, d, m, k, kind == 3 ? 0 : kind, proven != 0};
   if (kind != 3) {
-    select_rows(p, kind == 1 ? *bound : 0.0f, *s, threads);
+    select_rows(p, kind == 1 ? *bound : 0.0f, halves, *s, threads);
     if (kind == 1) {
       std::vector<float> least;
       for (const auto& row : s->rows) {
@@ -604,7 +717,7 @@ void* cytosae_select(const float* x, int64_t n, int64_t d, const float* E, const
   } else {
     const int64_t wanted = k * n;
     for (float least = *bound;; least = least > 1e-6f ? least / 2 : 0) {
-      select_rows(p, least, *s, threads);
+      select_rows(p, least, halves, *s, threads);
       int64_t proven = 0;
       for (const auto& row : s->rows)
         for (const Code& c : row) proven += c.value >= least;
