@@ -52,10 +52,11 @@ NO_BFLOAT16 = "bfloat16 rows are left out: this processor has no bfloat16 produc
 def dictionary(backbone: Backbone, images: Any, n: int, active: float, kind: str) -> SparseAutoencoder:
     """Random directions; thresholds at which a token of these images has about `active` codes."""
     g = torch.Generator().manual_seed(0)
-    x = backbone.tokens(images[:8], -2).flatten(0, 1)
+    some = images[:: max(1, len(images) // 64)][:64]  # of all kinds: the first ones are much alike
+    x = torch.cat([backbone.tokens(some[i : i + 8], -2).flatten(0, 1) for i in range(0, len(some), 8)])
     mean = x.mean(0)
     W = torch.nn.functional.normalize(torch.randn(n, x.shape[1], generator=g), dim=1)
-    level = torch.quantile((x[::4] - mean) @ W.T, 1 - active / n, dim=0)
+    level = torch.quantile((x[::8] - mean) @ W.T, 1 - active / n, dim=0)
     bias, threshold = (torch.zeros(n), level) if kind == "threshold" else (-level, None)
     return SparseAutoencoder(W.T.contiguous(), bias, W, mean, kind, threshold, hash="bench")
 

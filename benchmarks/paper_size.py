@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=42_000)
     parser.add_argument("--presentations", type=int, default=42_000, help="cells shown to each dictionary in training")
     parser.add_argument("--backbone", default="dinov2-s")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=0)
     given = parser.parse_args()
     enable_progress()
@@ -78,6 +79,7 @@ def main() -> None:
     threads: list[Any] = ["--threads", given.threads] if given.threads else []
     call([sys.executable, "-m", "cytosae", "cells", table, "--layout", "manifest", "--out", made])
     call([sys.executable, SCRIPT, "--cells", f"mll23={made}", "--backbone", given.backbone, "--out", given.out / "paper",
+          "--precision", given.precision,
           "--set", f"cytosae-2025:presentations={given.presentations}",
           "--set", f"default:presentations={256 * given.presentations}", *threads])  # fmt: skip
 

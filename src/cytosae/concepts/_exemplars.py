@@ -29,6 +29,7 @@ class Exemplars:
         """Offer cells, one row a (latent, cell) with a value above 0."""
         # only what can still come in: at least the worst that is kept (an equal one may have the lower cell_id)
         good = np.flatnonzero(value >= self.value[latent, -1]) if self.n else np.empty(0, np.int64)
+        good = good[self._best(latent[good], value[good])]
         if not len(good):
             return
         latent = latent[good].astype(np.int64)
@@ -48,6 +49,21 @@ class Exemplars:
             ids[order],
             patches[order],
         )
+
+    def _best(self, latent: npt.NDArray[Any], value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """bool: the `n` largest values of each latent and all that equal the least of them, by one sort of plain numbers."""
+        if len(latent) <= self.n:
+            return np.ones(len(latent), bool)
+        # values are above 0, so that their order is that of their bits
+        bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
+        key = (latent.astype(np.uint64) << np.uint64(32)) | (np.uint32(0xFFFFFFFF) - bits)
+        ordered = np.sort(key)
+        owner = (ordered >> np.uint64(32)).astype(np.int64)
+        start = np.flatnonzero(np.append(True, owner[1:] != owner[:-1]))
+        end = np.append(start[1:], len(owner))
+        last = np.zeros(len(self.value), np.uint64)
+        last[owner[start]] = ordered[np.minimum(start + self.n, end) - 1]
+        return np.asarray(key <= last[latent])
 
     def flat(self) -> dict[str, npt.NDArray[Any]]:
         """One row an exemplar: ``latent``, ``rank``, ``cell_id``, ``value``, ``patch``."""

@@ -3,8 +3,8 @@
 // Matrices are latent-major [n_latents, d], float32. Selection works in two stages: products of small integers propose, with a
 // margin for their rounding, and float32 decides. The integers have 8 bits where the processor multiplies those (AMX tiles, or
 // VNNI vectors: the same sums, to the last bit), and about 11 bits in 16 elsewhere (AVX2). Where no code may be lost, tiles
-// multiply bfloat16 numbers instead, whose margin is ten times smaller at twice the price. Every token and every latent row is computed by one thread in a fixed order, so the
-// result does not depend on the number of threads.
+// multiply bfloat16 numbers instead, whose margin is ten times smaller at twice the price. Every token and every latent row is
+// computed by one thread in a fixed order, so the result does not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
