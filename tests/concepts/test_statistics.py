@@ -16,6 +16,7 @@ from cytosae import CytosaeError
 from cytosae.concepts import ConceptStatistics, label_entropy
 from cytosae.concepts._codes import from_dense
 from cytosae.concepts._exact import UNIT, add, split, to_float, zeros
+from cytosae.concepts._exemplars import Exemplars
 from cytosae.concepts._pool import join, pool_codes
 from cytosae.concepts._tables import tables
 
@@ -257,3 +258,20 @@ def test_statistics_of_different_things_do_not_merge() -> None:
         ConceptStatistics(3).merge(ConceptStatistics(4))
     with pytest.raises(CytosaeError, match="grouped by"):
         ConceptStatistics(3, {"label": ("a",)}).merge(ConceptStatistics(3))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_exemplars_with_many_equal_values_are_those_of_a_plain_sort(seed: int) -> None:
+    """Values of few kinds, over twelve orders of magnitude; offered in lots of all sizes."""
+    rng = np.random.default_rng(seed)
+    found, kinds, offered = Exemplars(7, 4), 10.0 ** rng.uniform(-6, 6, 5), []
+    for lot in (1, 3, 200, 0, 57):
+        latent, cell = rng.integers(0, 6, lot), rng.integers(0, 10**6, lot)
+        value, patch = rng.choice(kinds, lot).astype(np.float32), rng.integers(0, 256, lot)
+        found.add(latent, cell, value, patch)
+        offered += list(zip(latent.tolist(), (-value).tolist(), cell.tolist(), patch.tolist(), strict=True))
+    for s in range(7):
+        want = sorted(row[1:] for row in offered if row[0] == s)[:4]
+        got = [(-float(v), int(c), int(p)) for v, c, p in
+               zip(found.value[s], found.cell_id[s], found.patch[s], strict=True) if c >= 0]  # fmt: skip
+        assert got == want

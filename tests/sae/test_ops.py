@@ -320,10 +320,11 @@ def test_two_processes_that_want_the_library_at_once_build_it_once(tmp_path: Pat
     ctypes.CDLL(str(next(p for p in built if p.suffix == ".so")))
 
 
-def test_dense_codes_in_bfloat16_are_counted_exactly_and_the_step_is_near_the_reference() -> None:
+@pytest.mark.parametrize("products", ["bfloat16", "auto"])
+def test_dense_codes_are_counted_exactly_and_the_step_is_near_the_reference(products: str) -> None:
     """More tokens and latents than a block has; the bias is added before rounding; extra rows; memory is lent once."""
     x, w = problem(4500, 40, 1100)
-    path, reference = choose("cpu", 40, 1100, products="bfloat16", dense_start=True), ReferencePath()
+    path, reference = choose("cpu", 40, 1100, products=products, dense_start=True), ReferencePath()
     w.b_enc[:] = 30.0 + 0.01 * torch.arange(
         1100
     )  # a pre-activation of 30 with its bias rounded would be off by 0.06 alone

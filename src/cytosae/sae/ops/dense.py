@@ -9,6 +9,7 @@ import torch
 
 from cytosae.sae.ops._interface import AdamStep, Codes, Path, RowGradients, Rule, Term, Weights
 from cytosae.sae.ops._products import LATENTS, TOKENS, Factors, Room, blocks
+from cytosae.sae.ops.native import NativePath
 from cytosae.sae.ops.portable import refuse_nan
 from cytosae.sae.ops.reference import move_weights
 
@@ -78,6 +79,7 @@ class SwitchingPath:
         self.sparse, self.dtype, self.above = sparse, dtype, DENSE_ABOVE[dtype]
         self.name = f"{sparse.name}, dense {str(dtype).removeprefix('torch.')} above {self.above:.0%}"
         self._factors, self._room = Factors(dtype), Room()
+        self._move = sparse.move if isinstance(sparse, NativePath) else move_weights
 
     def select(self, x: torch.Tensor, E: torch.Tensor, b_enc: torch.Tensor, rule: Rule) -> Codes:
         """Codes of centred tokens; dense where a sample of the tokens is."""
@@ -137,8 +139,9 @@ class SwitchingPath:
                 gD += torch.mm(h.T, errors[some, :d])
                 gE += torch.mm(g_pre.T, tokens[some])
             part = Weights(*(getattr(weights, field.name)[block] for field in fields(weights)))
-            its = None if extra is None else _within(extra, block)
-            carry += move_weights(part, gE[:, :d], gD, gE[:, d], adam, normalise, its)
+            if extra is not None:
+                _add(extra, block, gE, gD)
+            carry += self._move(part, gE[:, :d], gD, gE[:, d], adam, normalise)
         return carry
 
     def _is_dense(self, x: torch.Tensor, E: torch.Tensor, b_enc: torch.Tensor) -> bool:
@@ -152,7 +155,10 @@ class SwitchingPath:
         return (at == torch.arange(-(-n // 256), device=device)[:, None]).to(self.dtype)
 
 
-def _within(rows: RowGradients, block: slice) -> RowGradients:
-    """The rows of a block of latents, counted from its first."""
+def _add(rows: RowGradients, block: slice, gE: torch.Tensor, gD: torch.Tensor) -> None:
+    """Add the rows of a block of latents; the column of `gE` after its rows is the bias's gradient."""
     at = torch.nonzero((rows.latents >= block.start) & (rows.latents < block.stop)).flatten()
-    return RowGradients(rows.latents[at] - block.start, rows.E[at], rows.D[at], rows.b_enc[at])
+    here = rows.latents[at] - block.start
+    gE.index_add_(0, here, torch.nn.functional.pad(rows.E[at], (0, gE.shape[1] - rows.E.shape[1])))
+    gE[here, gD.shape[1]] += rows.b_enc[at]
+    gD.index_add_(0, here, rows.D[at])

@@ -70,7 +70,7 @@ def move_weights(
     gb: torch.Tensor,
     adam: AdamStep,
     normalise: bool,
-    extra: RowGradients | None,
+    extra: RowGradients | None = None,
 ) -> torch.Tensor:
     """From whole gradients (overwritten) to moved weights: the end of `Path.update`, and what it returns.
 

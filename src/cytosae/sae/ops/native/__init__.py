@@ -149,8 +149,7 @@ class NativePath:
         else:
             packed = self._pack(w.E)
             kept = (_at(packed.bytes), _at(packed.scale), _at(packed.norm))
-        numbers = np.array([adam.lr, adam.beta1, adam.beta2, 1 / (1 - adam.beta1**adam.step), 1 / (1 - adam.beta2**adam.step),
-                            adam.eps], np.float32)  # fmt: skip
+        numbers = _numbers(adam)
         groups, l1s = np.array([len(p.bounds) for p in parts], np.int64), np.array([p.l1 for p in parts], np.float32)
         carry = torch.empty(d)
         self._lib.cytosae_update(
@@ -159,6 +158,22 @@ class NativePath:
             _list([p.row_start for p in parts]), _list([p.latent for p in parts]), _list([p.value for p in parts]),
             _list([p.g_y for p in parts]), _list([p.bounds for p in parts]), _at(groups), _at(l1s), _at(position),
             _at(rows[0]), _at(rows[1]), _at(rows[2]), _at(numbers), int(normalise), *kept, _at(carry), torch.get_num_threads(),
+        )  # fmt: skip
+        return carry
+
+    def move(
+        self, w: Weights, gE: torch.Tensor, gD: torch.Tensor, gb: torch.Tensor, adam: AdamStep, normalise: bool
+    ) -> torch.Tensor:
+        """From whole gradients to moved weights, as `cytosae.sae.ops.reference.move_weights`, in one visit per row."""
+        m, d = w.E.shape
+        self._packs = []  # of the matrix that moves
+        numbers, carry, none = _numbers(adam), torch.empty(d), _at(None)
+        rows = [torch.arange(m), *(_floats(g) for g in (gE, gD, gb))]  # held until the call is over
+        self._lib.cytosae_update(
+            _at(w.E), _at(w.D), _at(w.b_enc), _at(w.E_avg), _at(w.E_square), _at(w.D_avg), _at(w.D_square), _at(w.b_avg),
+            _at(w.b_square), _long(m), _long(d), none, _long(0), _long(0), none, none, none, none, none, none, none,
+            *(_at(g) for g in rows), _at(numbers), int(normalise), none, none, none, _at(carry),
+            torch.get_num_threads(),
         )  # fmt: skip
         return carry
 
@@ -187,6 +202,11 @@ class _Arrays:
             _floats(term.codes.value),
         )
         self.g_y, self.bounds, self.l1 = _floats(term.g_y), np.asarray(term.bounds, np.int64), term.l1
+
+
+def _numbers(adam: AdamStep) -> Any:
+    sizes = [1 / (1 - beta**adam.step) for beta in (adam.beta1, adam.beta2)]
+    return np.array([adam.lr, adam.beta1, adam.beta2, *sizes, adam.eps], np.float32)
 
 
 def _floats(tensor: torch.Tensor) -> torch.Tensor:
