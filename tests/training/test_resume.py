@@ -153,9 +153,7 @@ def test_told_to_stop_it_saves_the_step_it_is_at(table: Path, tmp_path: Path, nu
         assert process.poll() is None
         time.sleep(0.01)
     seen = max(tmp_path.glob(".stopped.*/.checkpoints/step-*.safetensors"))
-    time.sleep(
-        0.1
-    )  # some steps on: told while the checkpoint is being written, it would rightly stop at that very step
+    time.sleep(0.1)  # told while that checkpoint is written, it would rightly stop at the same step
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == status, said
