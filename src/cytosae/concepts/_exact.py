@@ -28,8 +28,8 @@ def zeros(n: int) -> Ints:
     return np.zeros((N_LIMBS, n), np.int64)
 
 
-def split(values: npt.NDArray[Any]) -> Ints:
-    """Numbers as limbs: int64 [N_LIMBS, n].
+def limbs_of(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Numbers as limbs: whole numbers in float64 [N_LIMBS, n].
 
     Raises
     ------
@@ -39,20 +39,33 @@ def split(values: npt.NDArray[Any]) -> Ints:
     rest = values.astype(np.float64)
     if len(rest) and not (rest.min() >= 0 and rest.max() < LIMIT):
         raise CytosaeError("An activation is negative, not finite, or beyond 4e15; these tokens cannot be summed.")
-    out = zeros(len(rest))
+    out = np.empty((N_LIMBS, len(rest)))
     for limb in range(N_LIMBS - 1, 0, -1):
-        whole = np.floor(rest)
-        out[limb] = whole
-        rest = (rest - whole) * 2.0**BITS  # exact: powers of two and a difference that needs no more bits
-    out[0] = np.rint(rest)
+        np.floor(rest, out=out[limb])
+        rest -= out[limb]
+        rest *= 2.0**BITS  # exact: powers of two and a difference that needs no more bits
+    np.rint(rest, out=out[0])
     return out
+
+
+def split(values: npt.NDArray[Any]) -> Ints:
+    """`limbs_of` as int64."""
+    return limbs_of(values).astype(np.int64)
+
+
+def sums_by(at: npt.NDArray[Any], numbers: npt.NDArray[np.float64], size: int) -> Ints:
+    """Sums of whole numbers that are not negative, by `at` (from 0 to below `size`): int64 [size], exact."""
+    if len(numbers) and numbers.max() * len(numbers) >= 2.0**53:  # float64 would round
+        out = np.zeros(size, np.int64)
+        np.add.at(out, at, numbers.astype(np.int64))
+        return out
+    return np.bincount(at, numbers, size).astype(np.int64)
 
 
 def add(sums: Ints, at: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
     """Add `values` to the sums ``sums[:, at]`` (an index may occur often) and carry."""
-    limbs = split(values)
-    for limb in range(N_LIMBS):
-        np.add.at(sums[limb], at, limbs[limb])
+    for row, numbers in zip(sums, limbs_of(values), strict=True):
+        row += sums_by(at, numbers, len(row))
     carry(sums)
 
 

@@ -39,7 +39,7 @@ class Exemplars:
         ids = np.concatenate([self.cell_id[touched][filled], cell_id[good]])
         values = np.concatenate([self.value[touched][filled], value[good]]).astype(np.float32)
         patches = np.concatenate([self.patch[touched][filled], patch[good]])
-        order = np.lexsort((ids, -values, row))
+        order = _ordered(row, values, ids)
         row = row[order]
         rank = np.arange(len(row)) - np.searchsorted(row, row, side="left")
         kept = rank < self.n
@@ -54,9 +54,7 @@ class Exemplars:
         """bool: the `n` largest values of each latent and all that equal the least of them, by one sort of plain numbers."""
         if len(latent) <= self.n:
             return np.ones(len(latent), bool)
-        # values are above 0, so that their order is that of their bits
-        bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
-        key = (latent.astype(np.uint64) << np.uint64(32)) | (np.uint32(0xFFFFFFFF) - bits)
+        key = _keys(latent, value)
         ordered = np.sort(key)
         owner = (ordered >> np.uint64(32)).astype(np.int64)
         start = np.flatnonzero(np.append(True, owner[1:] != owner[:-1]))
@@ -72,3 +70,20 @@ class Exemplars:
             "latent": latent.astype(np.int64), "rank": rank.astype(np.int32), "cell_id": self.cell_id[latent, rank],
             "value": self.value[latent, rank], "patch": self.patch[latent, rank],
         }  # fmt: skip
+
+
+def _keys(latent: npt.NDArray[Any], value: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """Numbers in the order of the latents, then of falling values; these are above 0, where their order is that of their bits."""
+    bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
+    return np.asarray((latent.astype(np.uint64) << np.uint64(32)) | (np.uint32(0xFFFFFFFF) - bits))
+
+
+def _ordered(latent: npt.NDArray[Any], value: npt.NDArray[Any], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """The order by latent, then falling value, then id: one sort of plain numbers, then what is equal in it."""
+    key = _keys(latent, value)
+    order = np.argsort(key)
+    key = key[order]
+    equal = key[1:] == key[:-1]
+    tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+    order[tied] = order[tied][np.lexsort((ids[order[tied]], key[tied]))]
+    return order

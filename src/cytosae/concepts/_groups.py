@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cytosae.concepts import _exact
-from cytosae.concepts._pool import PooledCells
 
 Ints = npt.NDArray[np.int64]
 
-#: Up to so many (group, latent) pairs counts are made in a dense table; beyond it by sorting.
-_DENSE = 4_000_000
+#: Up to so many (group, latent) pairs an entry counts are made in a dense table; beyond it by sorting.
+_DENSE = 8
 
 
 class GroupCounts:
@@ -38,18 +38,35 @@ class GroupCounts:
         self.rows = np.empty((self.n_counts + _exact.N_LIMBS, 0), np.int64)
         self._waiting: list[tuple[Ints, Ints]] = []
 
-    def update(self, cells: PooledCells, group: Ints) -> None:
-        """Add cells; `group` int64 [n_cells] is each cell's position in `names`, -1 for none."""
+    def count_cells(self, group: Ints) -> None:
+        """Add cells, active or not; `group` int64 [n_cells] is each cell's position in `names`, -1 for none."""
         self.n_cells += np.bincount(group[group >= 0], minlength=len(self.names))
-        owner = group[cells.cell]
-        here = np.flatnonzero(owner >= 0)
-        if not len(here):
+
+    def add(self, latent: npt.NDArray[Any], owner: Ints, numbers: Sequence[npt.NDArray[np.float64]]) -> None:
+        """Add entries, one a (cell, latent), the latents ascending.
+
+        Parameters
+        ----------
+        latent, owner
+            [n]: latent, and the position of the cell's group in `names`, -1 for none.
+        numbers
+            What is summed, whole numbers [n] in the order of `rows`.
+        """
+        here = owner >= 0
+        if not here.all():
+            latent, owner, numbers = latent[here], owner[here], [row[here] for row in numbers]
+        if not len(latent):
             return
-        keys = owner[here] * self.n_latents + cells.latent[here]
-        each: list[npt.NDArray[Any]] = [np.ones(len(here), np.int64), cells.n_active[here]]
-        for above in cells.above:
-            each += [above[here] > 0, above[here]]
-        self._add(keys, np.stack([*(e.astype(np.int64) for e in each), *_exact.split(cells.total[here])]))
+        low, width = int(latent[0]), int(latent[-1]) - int(latent[0]) + 1
+        space = len(self.names) * width
+        if space > _DENSE * len(latent):
+            self._wait(*_summed(owner * self.n_latents + latent, np.stack(numbers).astype(np.int64)))
+            return
+        keys = owner * width + (latent - low)
+        rows = np.stack([_exact.sums_by(keys, row, space) for row in numbers])
+        found = np.flatnonzero(rows[0])
+        group, place = np.divmod(found, width)
+        self._wait(group * self.n_latents + low + place, rows[:, found])
 
     def merge(self, other: GroupCounts) -> None:
         """Add what other cells gave; groups that only one side knows are united."""
@@ -85,21 +102,6 @@ class GroupCounts:
         out = np.zeros(len(self.names) * self.n_latents, np.int64)
         out[self.keys] = self.rows[row]
         return out.reshape(len(self.names), self.n_latents)
-
-    def _add(self, keys: Ints, rows: Ints) -> None:
-        space = len(self.names) * self.n_latents
-        if space <= _DENSE:
-            seen = np.zeros(space, bool)
-            seen[keys] = True
-            found = np.flatnonzero(seen)
-            place = np.zeros(space, np.int32)
-            place[found] = np.arange(len(found), dtype=np.int32)
-            out = np.zeros((len(rows), len(found)), np.int64)
-            for i, row in enumerate(rows):
-                np.add.at(out[i], place[keys], row)
-            self._wait(found, out)
-        else:
-            self._wait(*_summed(keys, rows))
 
     def _wait(self, keys: Ints, rows: Ints) -> None:
         self._waiting.append((keys, rows))

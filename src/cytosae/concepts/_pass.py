@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from cytosae._errors import UsageError
+from cytosae._memory import kept_memory
 from cytosae._progress import Meter, say
 from cytosae.backbones import Backbone, Layer
 from cytosae.cells import Cells, select
@@ -114,7 +115,8 @@ def index_concepts(
     )
     with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config, resume=True) as (folder, extra):
         shards = Shards(folder)
-        work.run(shards)
+        with kept_memory():
+            work.run(shards)
         whole = ConceptStatistics(sae.n_latents, groups, n_exemplars, tuple(thresholds))
         counts: dict[str, int] = {}
         for part, counted in shards.statistics(work.n_shards, groups, n_exemplars):

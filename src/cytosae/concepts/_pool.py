@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from cytosae.concepts._codes import Codes
+from cytosae.sae.ops.native import Pooled, native_library, pool
 
 Ints = npt.NDArray[np.int64]
 
@@ -59,6 +60,12 @@ class PooledCells:
     def __len__(self) -> int:
         return len(self.latent)
 
+    def entries(self, start: int, stop: int) -> PooledCells:
+        """The same cells with some of the entries."""
+        names = ("cell", "latent", "value", "patch", "total", "n_active")
+        part = {name: getattr(self, name)[start:stop] for name in names}
+        return replace(self, **part, above=self.above[:, start:stop])
+
     def only(self, cell_ids: Ints) -> PooledCells:
         """Some of the cells, in the order given (padding is left out)."""
         place = np.full(len(self.cell_ids), -1, np.int32)
@@ -91,12 +98,38 @@ def pool_codes(
 ) -> PooledCells:
     """Pool the codes of ``len(cell_ids) * n_tokens`` tokens, the tokens of a cell lying together in their order.
 
-    A cell's sum is made in float64 and depends on nothing but the cell's own codes.
+    A cell's sum is made in float64 in the order of its tokens, so that it depends on nothing but the cell's own codes. Compiled
+    where that can be built; the same to the last bit elsewhere.
     """
+    lib = native_library() if codes.value.device.type == "cpu" else None
+    cells = (
+        _pooled(codes, len(cell_ids), n_tokens, thresholds)
+        if lib is None
+        else pool(lib, codes, len(cell_ids), n_tokens, thresholds)
+    )
+    top, patch = cells.top, cells.patch
+    if by == "mean":
+        top, patch = (cells.total / n_tokens).astype(np.float32), np.full(len(top), -1, np.int32)
+    return PooledCells(
+        cell_ids,
+        n_tokens,
+        codes.n_latents,
+        cells.cell,
+        cells.latent,
+        top,
+        patch,
+        cells.total,
+        cells.n_active,
+        cells.above,
+    )
+
+
+def _pooled(codes: Codes, n_cells: int, n_tokens: int, thresholds: Sequence[float]) -> Pooled:
+    """The reference of `cytosae.sae.ops.native.pool`."""
     value, column = codes.value.numpy(), codes.latent.numpy()
-    shape = (len(cell_ids) * n_tokens, codes.n_latents)
     rows = codes.row_start.to(torch.int32) if len(value) < 2**31 else codes.row_start
     # by counting, linear in the number of codes; within a latent the tokens stay in order
+    shape = (n_cells * n_tokens, codes.n_latents)
     turned = sp.csr_matrix((value, column.astype(rows.numpy().dtype), rows.numpy()), shape=shape, copy=False).tocsc()
     value, token, ends = turned.data, turned.indices, turned.indptr
     cell = token // n_tokens
@@ -106,27 +139,23 @@ def pool_codes(
     begins = ends[:-1]
     first[begins[begins < len(token)]] = True
     start = np.flatnonzero(first)
-    latent = (np.searchsorted(ends, start, side="right") - 1).astype(np.int32)
+    latent = np.repeat(np.arange(codes.n_latents, dtype=np.int32), np.diff(np.searchsorted(start, ends)))
     if not len(start):
         empty = np.empty(0, np.int32)
-        return PooledCells(cell_ids, n_tokens, codes.n_latents, empty, empty, np.empty(0, np.float32), empty,
-                           np.empty(0), empty, np.empty((len(thresholds), 0), np.int32))  # fmt: skip
+        return Pooled(
+            empty, empty, np.empty(0, np.float32), empty, np.empty(0), empty, np.empty((len(thresholds), 0), np.int32)
+        )
     count = np.diff(np.append(start, len(token))).astype(np.int32)
-    total = np.add.reduceat(value.astype(np.float64), start)
-    if by == "max":
-        top = np.maximum.reduceat(value, start)
-        best = np.flatnonzero(value == np.repeat(top, count))
-        owner = np.repeat(np.arange(len(start)), count)[best]
-        new = np.append(True, owner[1:] != owner[:-1])  # the first of equal patches
-        patch = (token[best[new]] - cell[start] * n_tokens).astype(np.int32)
-    else:
-        top, patch = (total / n_tokens).astype(np.float32), np.full(len(start), -1, np.int32)
+    owner = np.repeat(np.arange(len(start)), count)
+    total = np.bincount(owner, value).astype(np.float64)  # adds in order, in float64
+    top = np.maximum.reduceat(value, start)
+    best = np.flatnonzero(value == top[owner])
+    new = np.append(True, owner[best][1:] != owner[best][:-1])  # the first of equal patches
+    patch = (token[best[new]] - cell[start] * n_tokens).astype(np.int32)
     above = np.empty((len(thresholds), len(start)), np.int32)
     for row, threshold in enumerate(thresholds):
         above[row] = np.add.reduceat((value > np.float32(threshold)).astype(np.int32), start)
-    return PooledCells(
-        cell_ids, n_tokens, codes.n_latents, cell[start].astype(np.int32), latent, top, patch, total, count, above
-    )
+    return Pooled(cell[start].astype(np.int32), latent, top, patch, total, count, above)
 
 
 def join(parts: Sequence[PooledCells]) -> PooledCells:

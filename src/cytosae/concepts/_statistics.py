@@ -18,6 +18,9 @@ from cytosae.concepts._pool import PooledCells
 #: By what cells can be grouped: columns of the table.
 GROUPINGS = ("label", "patient", "dataset")
 
+#: Entries that are added together: what is made of them stays in the cache, and memory does not grow with a shard's.
+_LOT = 1 << 18
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -87,15 +90,33 @@ class ConceptStatistics:
         """
         self.n_cells += len(cells.cell_ids)
         self.n_tokens += len(cells.cell_ids) * cells.n_tokens
-        self.cells_active += np.bincount(cells.latent, minlength=self.n_latents)
-        np.add.at(self.tokens_active, cells.latent, cells.n_active.astype(np.int64))
-        for row, above in enumerate(cells.above):
-            np.add.at(self.cells_above[row], cells.latent, (above > 0).astype(np.int64))
-            np.add.at(self.tokens_above[row], cells.latent, above.astype(np.int64))
-        _exact.add(self.total, cells.latent, cells.total)
-        np.maximum.at(self.maximum, cells.latent, cells.value)
+        owners = {name: np.asarray((groups or {})[name], np.int64) for name in self.by}
         for name, counts in self.by.items():
-            counts.update(cells, np.asarray((groups or {})[name], np.int64))
+            counts.count_cells(owners[name])
+        for start in range(0, len(cells), _LOT):
+            self._add(cells.entries(start, start + _LOT), owners)
+        _exact.carry(self.total)
+
+    def _add(self, cells: PooledCells, owners: Mapping[str, Ints]) -> None:
+        """Add some entries, of latents that lie side by side."""
+        low, high = int(cells.latent[0]), int(cells.latent[-1]) + 1
+        at, span = cells.latent - low, slice(low, high)
+        numbers = [np.ones(len(cells)), cells.n_active.astype(np.float64)]
+        for above in cells.above:
+            numbers += [(above > 0).astype(np.float64), above.astype(np.float64)]
+        numbers += [*_exact.limbs_of(cells.total)]
+        sums = np.stack([_exact.sums_by(at, row, high - low) for row in numbers])
+        self.cells_active[span] += sums[0]
+        self.tokens_active[span] += sums[1]
+        self.cells_above[:, span] += sums[2 : -_exact.N_LIMBS : 2]
+        self.tokens_above[:, span] += sums[3 : -_exact.N_LIMBS : 2]
+        self.total[:, span] += sums[-_exact.N_LIMBS :]
+        start = np.flatnonzero(np.diff(cells.latent, prepend=-1))
+        highest = np.zeros(high - low, np.float32)
+        highest[at[start]] = np.maximum.reduceat(cells.value, start)
+        np.maximum(self.maximum[span], highest, out=self.maximum[span])
+        for name, counts in self.by.items():
+            counts.add(cells.latent, owners[name][cells.cell], numbers)
         self.exemplars.add(cells.latent, cells.cell_ids[cells.cell], cells.value, cells.patch)
 
     def merge(self, other: ConceptStatistics) -> None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from cytosae._errors import CytosaeError, UsageError
+from cytosae._memory import kept_memory
 from cytosae._progress import Meter, say
 from cytosae.backbones import Backbone, Layer
 from cytosae.cells import Cells, ImageReader, UnreadableImageError, decode_image, select
@@ -103,7 +104,8 @@ def extract_tokens(
     version = 1 if kept.whole else VERSION
     with commit_folder(out, kind=KIND, version=version, inputs=inputs, config=config, resume=True) as (folder, extra):
         try:
-            top, forward = _write_shards(frame, cells.root, backbone, layer, store, kept, folder, compile)
+            with kept_memory():
+                top, forward = _write_shards(frame, cells.root, backbone, layer, store, kept, folder, compile)
         finally:
             backbone.compiled = 0  # whoever computes tokens with it next has not asked for compiled ones
         rows = kept.rows(frame["cell_id"].to_numpy(np.int64)) | {"image": pa.array(image_keys(frame["sha256"]))}

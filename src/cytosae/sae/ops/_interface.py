@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 
-from cytosae.sae.ops._memory import copy_of, zeros_like
+from cytosae._memory import copy_of, zeros_like
 
 
 class _Parts(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cytosae.sae.ops._memory import large_pages
+from cytosae._memory import large_pages
 
 #: Tokens and latents of a block: what is done to its codes is done while they are in the cache.
 TOKENS, LATENTS = 4096, 1024

@@ -5,15 +5,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cytosae._errors import CytosaeError
+from cytosae._memory import large_pages
 from cytosae.sae.ops._codes import check_finite
 from cytosae.sae.ops._interface import AdamStep, Codes, RowGradients, Rule, Term, Weights
-from cytosae.sae.ops._memory import large_pages
 from cytosae.sae.ops.native._build import library
 
 _KINDS = {"relu": 0, "topk": 1, "threshold": 2, "batchtopk": 3}
@@ -30,8 +31,37 @@ def native_library(*flags: str) -> ctypes.CDLL | None:
     if lib is None or not lib.cytosae_bits():
         return None
     lib.cytosae_packed_size.restype = ctypes.c_int64
-    lib.cytosae_select.restype = ctypes.c_void_p
+    lib.cytosae_select.restype = lib.cytosae_pool.restype = ctypes.c_void_p
     return lib
+
+
+class Pooled(NamedTuple):
+    """Codes pooled by cell, one entry a (cell, latent), by latent, then cell: see `cytosae.concepts.PooledCells`."""
+
+    cell: npt.NDArray[np.int32]
+    latent: npt.NDArray[np.int32]
+    top: npt.NDArray[np.float32]
+    patch: npt.NDArray[np.int32]
+    total: npt.NDArray[np.float64]
+    n_active: npt.NDArray[np.int32]
+    above: npt.NDArray[np.int32]
+
+
+def pool(lib: ctypes.CDLL, codes: Codes, n_cells: int, n_tokens: int, thresholds: Sequence[float]) -> Pooled:
+    """Pool the codes of `n_cells` cells of `n_tokens` tokens each, which lie together."""
+    levels, m, n_levels = torch.tensor(thresholds, dtype=torch.float32), _long(codes.n_latents), _long(len(thresholds))
+    size = ctypes.c_int64()
+    handle = lib.cytosae_pool(
+        _at(codes.row_start), _at(codes.latent), _at(codes.value), _long(n_cells), _long(n_tokens), m, _at(levels), n_levels,
+        ctypes.byref(size), torch.get_num_threads(),
+    )  # fmt: skip
+    n = size.value
+    out = Pooled(
+        np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.float32), np.empty(n, np.int32), np.empty(n),
+        np.empty(n, np.int32), np.empty((len(thresholds), n), np.int32),
+    )  # fmt: skip
+    lib.cytosae_take_pooled(ctypes.c_void_p(handle), m, n_levels, size, *map(_at, out), torch.get_num_threads())
+    return out
 
 
 class _Packed:

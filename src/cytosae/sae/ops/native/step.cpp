@@ -1,4 +1,5 @@
-// The compiled path of a training step, behind a plain C interface (cytosae/sae/ops/native/__init__.py calls it).
+// The compiled path of a training step, behind a plain C interface (cytosae/sae/ops/native/__init__.py calls it), and the codes
+// of tokens pooled by cell (cytosae/concepts/_pool.py).
 //
 // Matrices are latent-major [n_latents, d], float32. Selection works in two stages: products of small integers propose, with a
 // margin for their rounding, and float32 decides. The integers have 8 bits where the processor multiplies those (AMX tiles, or
@@ -11,6 +12,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #include <vector>
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
 #include <immintrin.h>
@@ -139,7 +141,7 @@ void pack_row(const float* row, int64_t d, int64_t latent, Packed* packed, float
 
 struct Candidate {
   int32_t latent;
-  float upper;  // the value is at most this
+  float upper;  // the value is at most this; once it is computed, the value itself
 };
 
 // Tokens of one tile as integers (or in bfloat16), and what their rounding allows for.
@@ -548,22 +550,57 @@ struct Selection {
   int64_t candidates = 0, misjudged = 0;  // proposed; and of those on the wrong side of the threshold by integers alone
 };
 
-// float32 decides about the candidates of one token, in the order of the latents; false where the bound was too high for `topk`.
-bool decide(const Problem& p, int64_t row, const std::vector<Candidate>& list, float bound, float by_norm, float by_scale,
-            std::vector<Code>& out, int64_t& misjudged, Bits& room) {
-  const float* x = p.x + row * p.d;
-  const size_t size = list.size();
-  out.resize(size);
-  size_t n = 0;
-  for (size_t i = 0; i < size; ++i) {
-    const Candidate& c = list[i];
-    if (i + kAhead < size) fetch(p.E + list[i + kAhead].latent * p.d, p.d);
-    const float value = dot(x, p.E + c.latent * p.d, p.d) + p.b[c.latent];
+// The values of all candidates of a tile. Where a latent is proposed by several tokens its row is fetched once for all of them:
+// rows come from memory, and there are more of them than caches hold.
+template <class By>
+void evaluate(const Problem& p, const int64_t* rows, std::vector<std::vector<Candidate>>& lists, const Tile<By>& t,
+              int64_t& misjudged) {
+  const auto settle = [&](int64_t r, Candidate& c) {
+    const float value = dot(p.x + rows[r] * p.d, p.E + c.latent * p.d, p.d) + p.b[c.latent];
     const float least = p.kind == 2 ? p.threshold[c.latent] : 0.0f;
-    const bool active = value > least && value > 0;
-    out[n] = {value, c.latent};
-    n += active;
-    misjudged += active != (c.upper - by_norm * p.norm[c.latent] - by_scale * p.scale[c.latent] > std::max(least, 0.0f));
+    const float nearly = c.upper - t.shift_margin[r] * p.norm[c.latent] - t.scale_margin[r] * p.scale[c.latent];
+    misjudged += (value > least && value > 0) != (nearly > std::max(least, 0.0f));
+    c.upper = value;
+  };
+  const int64_t count = lists.size();
+  int64_t size = 0;
+  for (const auto& list : lists) size += list.size();
+  if (size < p.m / 4) {
+    for (int64_t r = 0; r < count; ++r)
+      for (size_t i = 0; i < lists[r].size(); ++i) {
+        if (i + kAhead < lists[r].size()) fetch(p.E + lists[r][i + kAhead].latent * p.d, p.d);
+        settle(r, lists[r][i]);
+      }
+    return;
+  }
+  struct Place {
+    int32_t row, at;
+  };
+  std::vector<int64_t> start(p.m + 2, 0);
+  std::vector<Place> places(size);
+  for (const auto& list : lists)
+    for (const Candidate& c : list) ++start[c.latent + 2];
+  for (int64_t s = 0; s < p.m; ++s) start[s + 2] += start[s + 1];
+  for (int64_t r = 0; r < count; ++r)
+    for (size_t i = 0; i < lists[r].size(); ++i)
+      places[start[lists[r][i].latent + 1]++] = {static_cast<int32_t>(r), static_cast<int32_t>(i)};
+  for (int64_t s = 0; s < p.m; ++s) {
+    if (s + 2 < p.m && start[s + 3] > start[s + 2]) fetch(p.E + (s + 2) * p.d, p.d);
+    for (int64_t i = start[s]; i < start[s + 1]; ++i) {
+      if (i + 2 * kAhead < size) __builtin_prefetch(&lists[places[i + 2 * kAhead].row][places[i + 2 * kAhead].at]);
+      if (i + kAhead < size) fetch(p.x + rows[places[i + kAhead].row] * p.d, p.d);
+      settle(places[i].row, lists[places[i].row][places[i].at]);
+    }
+  }
+}
+
+// The codes among the candidates of one token, in the order of the latents; false where the bound was too high for `topk`.
+bool decide(const Problem& p, const std::vector<Candidate>& list, float bound, std::vector<Code>& out, Bits& room) {
+  out.resize(list.size());
+  size_t n = 0;
+  for (const Candidate& c : list) {
+    out[n] = {c.upper, c.latent};
+    n += c.upper > (p.kind == 2 ? p.threshold[c.latent] : 0.0f) && c.upper > 0;
   }
   out.resize(n);
   if (p.kind != 1 || static_cast<int64_t>(n) < p.k) return p.kind != 1 || bound <= 0;
@@ -595,12 +632,11 @@ void select_by(const Problem& p, float bound, Selection& s, int threads) {
       std::vector<float> bounds(rows.size(), least);
       Tile<By> t;
       screen<By>(p, rows.data(), rows.size(), bounds.data(), widest_norm, widest_scale, lists, t);
+      evaluate<By>(p, rows.data(), lists, t, misjudged);
       std::vector<int64_t> again;
       for (size_t r = 0; r < rows.size(); ++r) {
         candidates += lists[r].size();
-        if (!decide(p, rows[r], lists[r], std::min(least, bounds[r]), t.shift_margin[r], t.scale_margin[r], s.rows[rows[r]],
-                    misjudged, room))
-          again.push_back(rows[r]);
+        if (!decide(p, lists[r], std::min(least, bounds[r]), s.rows[rows[r]], room)) again.push_back(rows[r]);
       }
       rows.swap(again);
       if (least <= 0) break;
@@ -619,6 +655,18 @@ void select_rows(const Problem& p, float bound, bool halves, Selection& s, int t
 #endif
   select_by<ByVectors>(p, bound, s, threads);
 }
+
+// What the tokens of a cell say of a latent.
+struct Pooled {
+  int32_t latent, patch, n_active;
+  float top;
+  double total;
+};
+
+struct PooledCells {
+  std::vector<std::vector<Pooled>> cells;
+  std::vector<std::vector<int32_t>> above;  // [entry][threshold] of each cell
+};
 
 struct Term {
   std::vector<int64_t> start;  // by latent
@@ -757,6 +805,74 @@ void cytosae_take(void* handle, int64_t* row_start, int32_t* latent, float* valu
     row_start[r + 1] = at;
   }
   delete s;
+}
+
+// Pools the codes of cells whose tokens lie together: gives a handle, and in `size` how many (cell, latent) have a code. A cell's
+// sum is made in the order of its tokens; of equal codes the first token is kept.
+void* cytosae_pool(const int64_t* row_start, const int32_t* latent, const float* value, int64_t n_cells, int64_t n_tokens,
+                   int64_t m, const float* thresholds, int64_t n_thresholds, int64_t* size, int threads) {
+  auto* p = new PooledCells{std::vector<std::vector<Pooled>>(n_cells), std::vector<std::vector<int32_t>>(n_cells)};
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<int32_t> place(m, -1);
+    size_t likely = 0;  // as many as the cell before had
+#pragma omp for schedule(dynamic)
+    for (int64_t c = 0; c < n_cells; ++c) {
+      auto& found = p->cells[c];
+      found.reserve(likely);
+      auto& above = p->above[c];
+      for (int64_t r = c * n_tokens; r < (c + 1) * n_tokens; ++r)
+        for (int64_t i = row_start[r]; i < row_start[r + 1]; ++i) {
+          const int32_t l = latent[i], patch = static_cast<int32_t>(r - c * n_tokens);
+          const float v = value[i];
+          if (place[l] < 0) {
+            place[l] = static_cast<int32_t>(found.size());
+            found.push_back({l, patch, 0, v, 0.0});
+            above.resize(above.size() + n_thresholds, 0);
+          }
+          Pooled& one = found[place[l]];
+          if (v > one.top) one.top = v, one.patch = patch;
+          one.total += v;
+          ++one.n_active;
+          for (int64_t t = 0; t < n_thresholds; ++t) above[place[l] * n_thresholds + t] += v > thresholds[t];
+        }
+      for (const Pooled& one : found) place[one.latent] = -1;
+      likely = found.size();
+    }
+  }
+  *size = 0;
+  for (const auto& found : p->cells) *size += found.size();
+  return p;
+}
+
+// The entries by latent, then cell; `above` [n_thresholds, size].
+void cytosae_take_pooled(void* handle, int64_t m, int64_t n_thresholds, int64_t size, int32_t* cell, int32_t* latent, float* top,
+                         int32_t* patch, double* total, int32_t* n_active, int32_t* above, int threads) {
+  auto* p = static_cast<PooledCells*>(handle);
+  const int64_t n_cells = p->cells.size(), blocks = std::clamp<int64_t>(n_cells, 1, threads), block = (n_cells + blocks - 1) / blocks;
+  std::vector<std::vector<int64_t>> next(blocks, std::vector<int64_t>(m, 0));  // where a block of cells writes, by latent
+  const auto entries = [&](int64_t b, auto&& each) {
+    for (int64_t c = b * block; c < std::min(n_cells, (b + 1) * block); ++c)
+      for (size_t i = 0; i < p->cells[c].size(); ++i) each(c, i, p->cells[c][i]);
+  };
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+  for (int64_t b = 0; b < blocks; ++b) entries(b, [&](int64_t, size_t, const Pooled& one) { ++next[b][one.latent]; });
+  int64_t before = 0;
+  for (int64_t l = 0; l < m; ++l)
+    for (int64_t b = 0; b < blocks; ++b) before += std::exchange(next[b][l], before);
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+  for (int64_t b = 0; b < blocks; ++b)
+    entries(b, [&](int64_t c, size_t i, const Pooled& one) {
+      const int64_t at = next[b][one.latent]++;
+      cell[at] = static_cast<int32_t>(c);
+      latent[at] = one.latent;
+      top[at] = one.top;
+      patch[at] = one.patch;
+      total[at] = one.total;
+      n_active[at] = one.n_active;
+      for (int64_t t = 0; t < n_thresholds; ++t) above[t * size + at] = p->above[c][i * n_thresholds + t];
+    });
+  delete p;
 }
 
 // y [groups, n, d]: group j sums the codes of latents below bounds[j].
