@@ -79,9 +79,16 @@ def main() -> None:
     threads: list[Any] = ["--threads", given.threads] if given.threads else []
     call([sys.executable, "-m", "cytosae", "cells", table, "--layout", "manifest", "--out", made])
     call([sys.executable, SCRIPT, "--cells", f"mll23={made}", "--backbone", given.backbone, "--out", given.out / "paper",
-          "--precision", given.precision,
+          "--precision", given.precision, "--title", f"mll23={title_of(made)}",
           "--set", f"cytosae-2025:presentations={given.presentations}",
           "--set", f"default:presentations={256 * given.presentations}", *threads])  # fmt: skip
+
+
+def title_of(table: Path) -> str:
+    """The data sets of a table, and that there are augmented cells among them."""
+    names = read_cells(table).frame["dataset"].astype(str)
+    whole = sorted({name.partition(",")[0] for name in names})
+    return " and ".join(whole) + (", augmented" if names.str.contains(", augmented").any() else "")
 
 
 def call(command: list[Any]) -> None:

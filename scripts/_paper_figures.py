@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,8 @@ def exemplars(
                     va="top",
                     fontsize=6,
                 )
-    figure.suptitle("Exemplars of concepts chosen by label entropy over all sets. Yellow: half of the largest code. Research use only.", fontsize=8)  # fmt: skip
+    head = "Exemplars of concepts chosen by label entropy over all sets. Yellow: half of the largest code. Research use only."
+    figure.suptitle(fill(head, int(17 * figure.get_figwidth())), fontsize=8)
     return figure
 
 

@@ -49,7 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stages(f"tokens {name}", made, "tokens", table, *weights, "--precision", given.precision, *threads(given), "--out", made,
                n=n_cells(table))  # fmt: skip
     results = {recipe: one_recipe(recipe, tables, given, stages) for recipe in RECIPES}
-    record = {"sets": {n: n_cells(t) for n, t in tables.items()}, "recipes": results, "stages": stages.record}
+    titles = {name: given.titles[name] for name in tables}
+    record = {
+        "sets": {n: n_cells(t) for n, t in tables.items()},
+        "titles": titles,
+        "recipes": results,
+        "stages": stages.record,
+    }
     with commit_file(given.out / "paper.json") as temporary:
         write_json(temporary, record)
     with commit_file(given.out / "paper.md") as temporary:
@@ -68,6 +74,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, title in SETS.items():
         parser.add_argument(f"--{name}", type=Path, metavar="FOLDER", help=f"{title} as it was published")
     parser.add_argument("--cells", action="append", default=[], metavar="NAME=TABLE", help="a finished table of a set")
+    parser.add_argument(
+        "--title", action="append", default=[], metavar="NAME=TEXT", help="what stands in place of a set"
+    )
     parser.add_argument("--folds", type=Path, help="published folds of AML_Hehr")
     parser.add_argument("--dinobloom", type=Path, metavar="FILE", help="weight file of the backbone")
     parser.add_argument("--backbone", default="dinobloom", help="another backbone")
@@ -81,6 +90,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name not in SETS or not sign:
             parser.error(f"--cells {entry} is not of the form NAME=TABLE with a name of {', '.join(SETS)}.")
         setattr(given, f"table_{name}", Path(path))
+    given.titles = dict(SETS)
+    for entry in given.title:
+        name, sign, text = entry.partition("=")
+        if name not in SETS or not (sign and text):
+            parser.error(f"--title {entry} is not of the form NAME=TEXT with a name of {', '.join(SETS)}.")
+        given.titles[name] = text
     if not source_of("mll23", given):
         parser.error(
             "MLL23 trains the dictionaries; give its folder with --mll23 (or a table with --cells mll23=TABLE)."
@@ -130,13 +145,13 @@ def one_recipe(recipe: str, tables: dict[str, Path], given: argparse.Namespace, 
         stages(f"index {name} {recipe}", made, "index", table, "--sae", out / "sae", "--tokens", given.out / f"tokens-{name}", "--semantics",
                RECIPES[recipe], *matrix, *threads(given), "--out", made, n=n_cells(table))  # fmt: skip
     indices = {name: ConceptIndex(out / f"index-{name}") for name in tables}
-    titles = [SETS[name] for name in tables]
+    titles = [given.titles[name] for name in tables]
     first, numbers = indices["mll23"], {name: landscape_numbers(i) for name, i in indices.items()}
     draw_landscape(list(indices.values()), titles).savefig(out / "landscape.png", dpi=130)
     kept_concepts(list(indices.values()), titles).savefig(out / "kept.png", dpi=130)
     stores = {name: TokenStore(given.out / f"tokens-{name}") for name in tables}
     cells = {name: read_cells(table) for name, table in tables.items()}
-    exemplars(load_sae(out / "sae"), indices, cells, stores, SETS).savefig(out / "exemplars.png", dpi=130)
+    exemplars(load_sae(out / "sae"), indices, cells, stores, given.titles).savefig(out / "exemplars.png", dpi=130)
     result: dict[str, Any] = {"landscape": numbers, "metrics": load_sae(out / "sae").info.get("metrics")}
     if len(tables) > 1:
         stages(
@@ -186,7 +201,9 @@ def page(record: dict[str, Any]) -> str:
         "Research use only. The paper's dictionary is wider and was trained for longer unless the recipes were left as they are; "
         "its folds of AML_Hehr were not published, so the last line compares two protocols.", "",
         f"| what | paper | {' | '.join(RECIPES)} |", f"| --- | --- | {' | '.join('---' for _ in RECIPES)} |", *rows, "",
-        "Cells: " + ", ".join(f"{SETS[n]} {count:,}" for n, count in record["sets"].items()) + ".", "", "## Cost", "",
+        *(line for n, title in record["titles"].items() if title != SETS[n]
+          for line in (f"**{SETS[n]} was not given; in its place stand: {title}.**", "")),
+        "Cells: " + ", ".join(f"{record['titles'][n]} {count:,}" for n, count in record["sets"].items()) + ".", "", "## Cost", "",
         cost_table(record["stages"]), "",
     ]  # fmt: skip
     return "\n".join(lines)
