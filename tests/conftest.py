@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,12 @@ _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 def pytest_configure() -> None:
-    """Workers share the processor; torch, which reads this, is imported later, here and in every process of a test."""
+    """Workers share the processor; torch, which reads this, is imported later, here and in every process of a test.
+
+    A shell that starts the tests in the background has Ctrl-C ignored, in every process of a test too; they are to hear it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if _WORKERS > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cytosae import _memory
 from cytosae._memory import copy_of, large_pages, zeros_like
-from cytosae.sae.ops import Weights, _memory
+from cytosae.sae.ops import Weights
 
 
 def test_copies_and_zeros_are_what_they_say() -> None:
