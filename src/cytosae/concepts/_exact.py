@@ -48,11 +48,6 @@ def limbs_of(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return out
 
 
-def split(values: npt.NDArray[Any]) -> Ints:
-    """`limbs_of` as int64."""
-    return limbs_of(values).astype(np.int64)
-
-
 def sums_by(at: npt.NDArray[Any], numbers: npt.NDArray[np.float64], size: int) -> Ints:
     """Sums of whole numbers that are not negative, by `at` (from 0 to below `size`): int64 [size], exact."""
     if len(numbers) and numbers.max() * len(numbers) >= 2.0**53:  # float64 would round
@@ -60,13 +55,6 @@ def sums_by(at: npt.NDArray[Any], numbers: npt.NDArray[np.float64], size: int) -
         np.add.at(out, at, numbers.astype(np.int64))
         return out
     return np.bincount(at, numbers, size).astype(np.int64)
-
-
-def add(sums: Ints, at: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
-    """Add `values` to the sums ``sums[:, at]`` (an index may occur often) and carry."""
-    for row, numbers in zip(sums, limbs_of(values), strict=True):
-        row += sums_by(at, numbers, len(row))
-    carry(sums)
 
 
 def carry(sums: Ints) -> None:
