@@ -26,8 +26,8 @@ from cytosae.sae.ops._codes import (
 from cytosae.sae.ops._interface import AdamStep, Codes, RowGradients, Rule, Term, Weights
 from cytosae.sae.ops.reference import ReferencePath
 
-#: Elements of the screening buffer, at most.
-_BUFFER = 2**26
+#: Bytes of the screening buffer, at most; half of it where codes may be many and take the rest.
+_BUFFER = 2**27
 #: Latents that share one maximum; strided, so that the maximum vectorises.
 _GROUP = 16
 #: Standard deviations of rounding error that a candidate may be off (two factors rounded to 8 bits: 2^-8.8 a product).
@@ -68,7 +68,8 @@ class PortablePath:
             return self._in_chunks(x, E, b_enc, rule)
         lowest = rule.threshold.clamp(min=0) if rule.threshold is not None else None
         packed, norm4 = self._pack(E, b_enc if lowest is None else b_enc - lowest)
-        chunk = max(min(n, _BUFFER // len(packed)), 1)
+        room = _BUFFER if rule.kind == "topk" else _BUFFER // 2
+        chunk = max(min(n, room // (packed.element_size() * len(packed))), 1)
         bounds: list[float] = [0.0]
         if rule.kind == "batchtopk":
             key = (rule.k, n_latents)
@@ -91,7 +92,7 @@ class PortablePath:
 
     def _in_chunks(self, x: torch.Tensor, E: torch.Tensor, b_enc: torch.Tensor, rule: Rule) -> Codes:
         """Dense; in chunks of tokens where the rule looks at one token at a time."""
-        chunk = max(1, _BUFFER // (4 * len(E))) if rule.kind != "batchtopk" else max(len(x), 1)
+        chunk = max(1, _BUFFER // (8 * len(E))) if rule.kind != "batchtopk" else max(len(x), 1)
         return join_codes(
             [self._dense.select(x[a : a + chunk], E, b_enc, rule) for a in range(0, max(len(x), 1), chunk)]
         )
