@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 from cytosae.backbones import layer_text
 from cytosae.concepts import Bundle
@@ -21,6 +23,11 @@ LIMITS = """- It reads tokens of the backbone and block named above and no other
 - Concepts are correlated with each other and with the labels; that one is strong in a cell does not say why.
 """
 
+_ABOUT_REPEATS = """An interval beside a score draws cells: it says how far the score of this very dictionary may lie from that on all such cells. The last
+column says what the same command gives when it trains again, with another seed or on another processor, where sums are rounded otherwise: the 95%
+prediction interval for one more dictionary, from those that were scored.
+"""
+
 
 def model_card(
     bundle: Bundle,
@@ -29,6 +36,7 @@ def model_card(
     kept_out: Sequence[str],
     scorecards: Mapping[str, Mapping[str, Any]],
     command: str,
+    repeats: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Markdown of the card.
 
@@ -44,6 +52,8 @@ def model_card(
         Title -> content of a ``scorecard.json``.
     command
         The command that makes it.
+    repeats
+        Contents of ``scorecard.json`` of other dictionaries by the same command, with another seed or on another processor.
     """
     sae, index, reference = bundle.sae, bundle.index, bundle.reference
     info, recipe = sae.info, sae.info["hyperparameters"]
@@ -72,7 +82,7 @@ def model_card(
             "Not measured yet for this dictionary: give `--scorecard TITLE=scorecard.json` of `cytosae evaluate`.\n"
         )
     for title, card in scorecards.items():
-        parts += _scores(title, card)
+        parts += _scores(title, card, repeats)
     parts += ["## What is no cell\n", _refusals(reference.manifest.data, reference.known.limit)]
     parts += [
         "## Suggested captions\n",
@@ -88,22 +98,45 @@ def _where(sae: Any) -> list[str]:
     return [str(w) for w in sae.info.get("where", [])]
 
 
-def _scores(title: str, card: Mapping[str, Any]) -> list[str]:
-    """A table of one scorecard's comparisons, each with its interval and its best control."""
+def _scores(title: str, card: Mapping[str, Any], repeats: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """A table of one scorecard's comparisons, each with its interval, its best control, and what another training would score."""
     cells = card.get("cells", {})
+    others = [
+        {(s["title"], c["what"]): c["dictionary"]["value"] for s in r["sections"] for c in s["comparisons"]}
+        for r in repeats
+    ]
+    another = [f" another training ({1 + len(others)} dictionaries) |", " --- |"] if len(others) > 1 else ["", ""]
     rows = [f"### {title}\n", f"{cells.get('n', 0):,} cells, {cells.get('n_score', 0):,} of them scored; 95% intervals.\n",
-            "| part | measure | dictionary | best control | verdict |", "| --- | --- | --- | --- | --- |"]  # fmt: skip
+            *([_ABOUT_REPEATS] if len(others) > 1 else []),
+            f"| part | measure | dictionary | best control | verdict |{another[0]}", f"| --- | --- | --- | --- | --- |{another[1]}"]  # fmt: skip
     for section in card.get("sections", []):
         for one in section.get("comparisons", []):
             controls = [c for c in one.get("controls", []) if c.get("value") is not None]
             best = max(controls, key=lambda c: c["value"], default=None)
             beside = f"{best.get('title', best['name'])}: {_interval(best)}" if best else "none"
+            key = (section["title"], one["what"])
+            values = [v for v in (one["dictionary"].get("value"), *(o.get(key) for o in others)) if v is not None]
             rows.append(
                 f"| {section['title']} | {one['what']} | {_interval(one['dictionary'])} | {beside} | {one.get('verdict', '')} |"
+                + (f" {another_training(values)} |" if len(others) > 1 else "")
             )
     for name, why in card.get("skipped", {}).items():
-        rows.append(f"| {name} | left out: {why} | | | |")
+        rows.append(f"| {name} | left out: {why} | | | |" + (" |" if len(others) > 1 else ""))
     return [*rows, ""]
+
+
+def another_training(values: Sequence[float]) -> str:
+    """The 95% prediction interval for one more dictionary, as text: mean -/+ t(n - 1) s sqrt(1 + 1/n); empty for fewer than three.
+
+    Whitmore 1986, "Prediction limits for a univariate normal observation", The American Statistician 40(2).
+    """
+    n = len(values)
+    if n < 3:
+        return ""
+    mean = sum(values) / n
+    s = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    reach = float(stats.t.ppf(0.975, n - 1)) * s * math.sqrt(1 + 1 / n)
+    return f"{mean - reach:.3g} to {mean + reach:.3g}"
 
 
 def _interval(value: Mapping[str, Any]) -> str:

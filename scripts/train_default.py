@@ -69,6 +69,10 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--credit", action="append", default=[], metavar="DATASET=TEXT", help="authors and licence")
     parser.add_argument("--technical", type=Path, help="technical.parquet of a scorecard of this dictionary")
     parser.add_argument("--scorecard", action="append", default=[], metavar="TITLE=FILE", help="for the model card")
+    parser.add_argument(
+        "--repeat", action="append", default=[], type=Path, metavar="FILE",
+        help="scorecard.json of another dictionary by the same command: how far scores move with the training",
+    )  # fmt: skip
     parser.add_argument("--presentations", type=int, help="patches shown in training [default: the recipe's]")
     parser.add_argument("--reference-cells", type=int, default=1_500)
     parser.add_argument("--seed", type=int, default=0)
@@ -81,6 +85,8 @@ def main(given: Sequence[str]) -> None:
     """Make every part that is not there."""
     options = arguments(given)
     credits = CREDITS | dict(_pair(text, "--credit") for text in options.credit)
+    cards = {title: _scorecard(path) for title, path in (_pair(t, "--scorecard") for t in options.scorecard)}
+    repeats = [_scorecard(path) for path in options.repeat]
     cells = read_cells(options.cells) if options.cells else build_cells(bundled_path(), options.work / "cells.parquet")
     cells = _relabelled(
         cells, dict(_pair(text, "--label") for text in options.label), options.work / "relabelled.parquet"
@@ -117,17 +123,13 @@ def main(given: Sequence[str]) -> None:
     known, limit_from = _known(options, cells, store, kept_out)
     pack_reference(index, cells, out / "reference", known=known, credits={n: credits[n] for n in frame["dataset"].unique()},
                    n_cells=options.reference_cells, limit_from=limit_from)  # fmt: skip
-    cards = {
-        title: json.loads(Path(path).read_text("utf-8"))
-        for title, path in (_pair(t, "--scorecard") for t in options.scorecard)
-    }
     counts = frame.groupby("dataset").size()
     where = read_manifest(out / "sae", "sae", 1)["config"].get("where", [])
     bundle = Bundle(out)
     bundle.sae.info["where"] = where
     text = model_card(
         bundle, data=[f"{n}: {counts[n]:,} cells. {credits[n]}." for n in counts.index],
-        kept_out=kept_out, scorecards=cards, command=_command(given),
+        kept_out=kept_out, scorecards=cards, command=_command(given), repeats=repeats,
     )  # fmt: skip
     with commit_file(out / "MODEL_CARD.md") as temporary:
         temporary.write_text(text, "utf-8")
@@ -184,6 +186,18 @@ def _class_tokens(store: TokenStore, frame: Any) -> npt.NDArray[np.float32]:
         store.read(rows[i : i + 256], kind="class").float()[:, 0, -last:].numpy() for i in range(0, len(rows), 256)
     ]
     return np.concatenate(parts)
+
+
+def _scorecard(path: Path | str) -> dict[str, Any]:
+    try:
+        card = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CytosaeError(
+            f"{path} is no scorecard that can be read; give scorecard.json of 'cytosae evaluate'."
+        ) from error
+    if not isinstance(card, dict) or "sections" not in card:
+        raise CytosaeError(f"{path} holds no scorecard; give scorecard.json of 'cytosae evaluate'.")
+    return card
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -75,3 +75,47 @@ def test_cells_without_a_free_licence_do_not_get_in(script: ModuleType, folder: 
     with pytest.raises(CytosaeError, match="The cells of bmc_marrow have no free licence on record"):
         script.main(given)
     assert not (tmp_path / "o").exists()
+
+
+def scorecard(value: float, what: str = "best single concept, AP") -> dict[str, object]:
+    one = {"what": what, "dictionary": {"value": value, "low": value - 0.01, "high": value + 0.01}, "verdict": "better",
+           "controls": [{"name": "raw", "title": "raw dimensions", "value": 0.5}]}  # fmt: skip
+    return {
+        "cells": {"n": 100, "n_score": 50},
+        "sections": [{"title": "Attributes", "comparisons": [one]}],
+        "skipped": {},
+    }
+
+
+def test_the_card_says_what_another_training_would_score(script: ModuleType) -> None:
+    card = sys.modules["model_card"]
+    lines = card._scores("Acevedo", scorecard(0.8), [scorecard(0.7), scorecard(0.9), scorecard(0.1, "something else")])
+    # mean .8, s .1, t(2) = 4.303, sqrt(4/3): .8 -/+ .497
+    assert (
+        lines[-2]
+        == "| Attributes | best single concept, AP | 0.8 (0.79 to 0.81) | raw dimensions: 0.5 | better | 0.303 to 1.3 |"
+    )
+    assert "another training (4 dictionaries)" in lines[-4]
+    alone = card._scores("Acevedo", scorecard(0.8))
+    assert alone[-2].endswith("| better |")
+    assert not any("another training" in line for line in alone)
+
+
+def test_the_interval_for_another_training_holds_as_often_as_it_says(script: ModuleType) -> None:
+    text = sys.modules["model_card"].another_training
+    rng = np.random.default_rng(0)
+    inside = []
+    for values in rng.normal(0.5, 0.03, (2000, 5)):
+        low, high = (float(part) for part in text(list(values[:4])).split(" to "))
+        inside.append(low <= values[4] <= high)
+    assert 0.935 < np.mean(inside) < 0.965
+    assert text([0.5, 0.6]) == ""
+
+
+def test_what_is_no_scorecard_is_refused_before_any_work(script: ModuleType, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"kind": "sae"}', "utf-8")
+    for option, path in (("--repeat", tmp_path / "none.json"), ("--scorecard", tmp_path / "other.json")):
+        value = f"Title={path}" if option == "--scorecard" else str(path)
+        with pytest.raises(CytosaeError, match=r"(none|other)\.json .*scorecard"):
+            script.main(["--cells", str(folder / "cells.parquet"), option, value, "--work", str(tmp_path / "w")])
+    assert not (tmp_path / "w").exists()
