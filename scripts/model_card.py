@@ -102,7 +102,7 @@ def _scores(title: str, card: Mapping[str, Any], repeats: Sequence[Mapping[str, 
     """A table of one scorecard's comparisons, each with its interval, its best control, and what another training would score."""
     cells = card.get("cells", {})
     others = [
-        {(s["title"], c["what"]): c["dictionary"]["value"] for s in r["sections"] for c in s["comparisons"]}
+        {(s["title"], c["what"]): c["dictionary"].get("value") for s in r["sections"] for c in s.get("comparisons", [])}
         for r in repeats
     ]
     another = [f" another training ({1 + len(others)} dictionaries) |", " --- |"] if len(others) > 1 else ["", ""]
