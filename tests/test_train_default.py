@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,8 +11,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from cytosae import CytosaeError, extract_tokens, read_cells
+from cytosae.backbones import packaged_weights, unpack_difference
 from cytosae.cells import build_cells, write_cells
 from cytosae.concepts import Bundle
 from stand_in import PatchColours
@@ -119,3 +122,33 @@ def test_what_is_no_scorecard_is_refused_before_any_work(script: ModuleType, fol
         with pytest.raises(CytosaeError, match=r"(none|other)\.json .*scorecard"):
             script.main(["--cells", str(folder / "cells.parquet"), option, value, "--work", str(tmp_path / "w")])
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.backbone
+def test_the_backbone_of_the_bundle_is_adapted_and_packed(folder: Path, tmp_path: Path) -> None:
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import adapt_default
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    settings = ("steps=2", "views=2", "same=1", "batch=2", "frozen=0.8", "lr=1e-3", "warmup=0", "momentum=0")
+    few = [word for setting in settings for word in ("--set", setting)]
+    frame = read_cells(folder / "cells.parquet").frame.iloc[:12]
+    write_cells(tmp_path / "cells.parquet", frame, root=str(folder / "images"), inputs={}, config={})
+    given = ["--cells", str(tmp_path / "cells.parquet"), "--threads", "1", "--work", str(tmp_path / "w"), "--out", str(tmp_path / "blood")]  # fmt: skip
+    adapt_default.main([*given, *few])
+    manifest = json.loads((tmp_path / "blood" / "manifest.json").read_text("utf-8"))
+    assert manifest["kind"] == "backbone difference"
+    assert manifest["adaptation"]["blocks"] == [10, 10]
+    packed = load_file(tmp_path / "blood" / "difference.safetensors")
+    assert {name.split(".")[1] for name in packed} == {"10"}
+    adapted, state = load_file(tmp_path / "w/backbone/backbone.safetensors"), load_file(packaged_weights())
+    found = unpack_difference(packed, state)
+    moved = sum(float((adapted[k] - state[k]).square().sum()) for k in state)
+    left = sum(float((adapted[k] - found[k]).square().sum()) for k in state)
+    assert 0 < left < 0.02 * moved
+    write_cells(
+        tmp_path / "other.parquet", frame.assign(dataset="secret"), root=str(folder / "images"), inputs={}, config={}
+    )
+    with pytest.raises(CytosaeError, match="The cells of secret have no free licence on record"):
+        adapt_default.main(["--cells", str(tmp_path / "other.parquet"), "--work", str(tmp_path / "v"), *few])

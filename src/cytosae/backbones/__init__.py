@@ -1,5 +1,7 @@
 """Backbones: a frozen vision transformer turns an image into tokens."""
 
+from cytosae.backbones._adapted import ADAPTED, ADAPTED_FILE, ADAPTED_VERSION
+from cytosae.backbones._blood import BLOOD, blood_folder, pack_difference, unpack_difference, write_blood
 from cytosae.backbones._compile import why_not_compiled
 from cytosae.backbones._packaged import packaged_weights
 from cytosae.backbones._preprocess import Preprocessing, to_input
@@ -8,19 +10,27 @@ from cytosae.backbones._tap import Layer, Tap, known_layer, layer_option, layer_
 from cytosae.backbones._vit import Backbone, probe
 
 __all__ = [
+    "ADAPTED",
+    "ADAPTED_FILE",
+    "ADAPTED_VERSION",
     "BACKBONES",
+    "BLOOD",
     "Backbone",
     "BackboneInfo",
     "Layer",
     "Preprocessing",
     "Tap",
+    "blood_folder",
     "known_layer",
     "layer_option",
     "layer_text",
     "load_backbone",
+    "pack_difference",
     "packaged_weights",
     "parse_layer",
     "probe",
     "to_input",
+    "unpack_difference",
     "why_not_compiled",
+    "write_blood",
 ]

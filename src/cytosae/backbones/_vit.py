@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from cytosae.backbones._compile import TOLERANCE, compile_blocks, compiler_setti
 from cytosae.backbones._preprocess import Preprocessing, to_input
 from cytosae.backbones._tap import Layer, Tap, layer_text, tap_of
 
+_Blocks: TypeAlias = Sequence[Callable[..., torch.Tensor]] | Mapping[int, Callable[..., torch.Tensor]]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -38,6 +39,8 @@ class Backbone:
         Name of the weight file it came from; empty where the name alone finds the weights.
     options
         What was given to `load_backbone` beside name and file (``heads``, ``image_size``).
+    base
+        The record of the network from which it was adapted; empty where it was not.
     compiled
         Images a batch for which `tokens` runs compiled blocks (see `compile`); 0: none.
     """
@@ -53,12 +56,13 @@ class Backbone:
         device: str = "cpu",
         file: str = "",
         options: Mapping[str, int] | None = None,
+        base: Mapping[str, Any] | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"There is no precision {precision!r}; use float32 or bfloat16.")
         self.name, self.weights_sha256, self.preprocessing = name, weights_sha256, preprocessing
         self.precision, self.device = precision, device
-        self.file, self.options = file, dict(options or {})
+        self.file, self.options, self.base = file, dict(options or {}), dict(base or {})
         self.dtype = PRECISIONS[precision]
         self.model = model.eval().requires_grad_(False).to(device=device, dtype=self.dtype)
         self.d_in = int(model.embed_dim)
@@ -85,12 +89,14 @@ class Backbone:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What an artifact keeps, to find this backbone again: name and sha256, and where given file and options."""
+        """What an artifact keeps, to find this backbone again: name and sha256, and where given file, options and base."""
         record: dict[str, Any] = {"name": self.name, "sha256": self.weights_sha256}
         if self.file:
             record["file"] = self.file
         if self.options:
             record["options"] = self.options
+        if self.base:
+            record["base"] = self.base
         return record
 
     def tap(self, layer: Layer) -> Tap:
@@ -208,7 +214,7 @@ class Backbone:
         last = tokens[..., -self.d_in :].to(self.device)
         if tap.factors[-1] != 1:
             last = last / tap.factors[-1]
-        x = self._run(last.to(self.dtype), tap.blocks[-1] + 1, self.depth)
+        x = self.run_blocks(last.to(self.dtype), tap.blocks[-1] + 1, self.depth)
         return self.model.norm(x).float()  # type: ignore[no-any-return]
 
     def _tapped(
@@ -217,14 +223,22 @@ class Backbone:
         """float32 outputs of the blocks of a tap, times their factors, side by side."""
         out, start = [], 0
         for block, factor in zip(tap.blocks, tap.factors, strict=True):
-            x, start = self._run(x, start, block + 1, blocks), block + 1
+            x, start = self.run_blocks(x, start, block + 1, blocks), block + 1
             out.append(x.float() if factor == 1 else x.float() * factor)
         return out[0] if len(out) == 1 else torch.cat(out, -1)
 
-    def _run(
-        self, x: torch.Tensor, start: int, stop: int, blocks: Sequence[Callable[..., torch.Tensor]] | None = None
-    ) -> torch.Tensor:
-        """Blocks `start` to `stop` - 1, eager or as compiled."""
+    def run_blocks(self, x: torch.Tensor, start: int, stop: int, blocks: _Blocks | None = None) -> torch.Tensor:
+        """Blocks `start` to `stop` - 1 on [batch, n_tokens, d_in].
+
+        Parameters
+        ----------
+        x
+            What `embed` gives, or what block `start` - 1 does.
+        start, stop
+            Numbers of blocks.
+        blocks
+            By number, to be run instead of the network's own: compiled ones, or others of the same kind.
+        """
         each = bool(getattr(self.model, "rope_mixed", False))
         for i in range(start, stop):
             block = (blocks or self.model.blocks)[i]

@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Run every stage on the bundled real cells, from pixels to report.html."),
     "cells": ("cells", "Read a folder, manifest or image parquet into a checked cells.parquet."),
     "backbones": ("backbones", "List the backbones: size, licence, origin, present or not."),
+    "adapt": ("adapt", "Adapt the later blocks of a backbone to your cells, without labels."),
     "tokens": ("tokens", "Run a frozen backbone over the cells and keep its tokens."),
     "fit": ("fit", "Train a sparse autoencoder on tokens."),
     "import": ("import_", "Make artifacts of other programs' files, without executing anything in them."),

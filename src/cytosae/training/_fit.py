@@ -19,6 +19,7 @@ from cytosae.sae.ops import choose
 from cytosae.storage import commit_folder, same_work
 from cytosae.tokens import TokenStore, TokenStream
 from cytosae.training._checkpoint import load_checkpoint, readable_steps, save_checkpoint
+from cytosae.training._log import forget_after
 from cytosae.training._measure import measure
 from cytosae.training._patches import training_patches
 from cytosae.training._recipes import Recipe
@@ -187,7 +188,7 @@ def train(
         for trainer, folder, file in zip(trainers, folders, files, strict=True):
             if first:
                 load_checkpoint(folder, first, trainer.state())
-            _forget_after(file, first)
+            forget_after(file, first)
         meter = stack.enter_context(Meter(n_steps * stream.batch, "fit", _unit(stream)))
         stop = stack.enter_context(StopBetweenSteps())
         meter.add(first * stream.batch)
@@ -260,11 +261,3 @@ def _threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _forget_after(file: Any, first: int) -> None:
-    """Cut the log back to the checkpoint the run goes on from."""
-    kept = [line for line in file if json.loads(line)["step"] < first] if first else []
-    file.seek(0)
-    file.truncate()
-    file.writelines(kept)

@@ -6,10 +6,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cytosae._errors import UsageError, nearest
 from cytosae.sae.models import MODELS
+
+R = TypeVar("R", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -211,16 +213,16 @@ def override(name: str, settings: Sequence[str] = ()) -> Recipe:
     return replace(RECIPES[name], settings)
 
 
-def replace(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """`recipe` with fields replaced by ``key=value``; errors as in `override`."""
-    kinds = {f.name: type(getattr(recipe, f.name)) for f in dataclasses.fields(Recipe) if f.name != "name"}
+def replace(recipe: R, settings: Sequence[str], what: str = "A recipe") -> R:
+    """`recipe`, or another frozen dataclass (`what` in messages), with fields replaced by ``key=value``; errors as in `override`."""
+    kinds = {f.name: type(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name != "name"}
     changes: dict[str, Any] = {}
     for setting in settings:
         key, sign, value = setting.partition("=")
         if not sign:
             raise UsageError(f"--set {setting!r} is not of the form key=value.")
         if key not in kinds:
-            raise UsageError(f"A recipe has no field {key!r}{nearest(key, kinds)}.")
+            raise UsageError(f"{what} has no field {key!r}{nearest(key, kinds)}.")
         try:
             changes[key] = _parse(value, kinds[key])
         except (ValueError, OverflowError):
