@@ -29,7 +29,7 @@ N, SHOWN, SIDE, GAP = 12, 3, 100, 14
 
 def main(cell: Path, field: Path, boxes: Path, index: Path, cells: Path) -> None:
     """Write all of them."""
-    bundle, backbone = load_bundle(), load_backbone("dinov2-s")
+    bundle, backbone = load_bundle(), load_backbone("dinov2-s-blood")
     save(draw_explanation(explain(cell, bundle.sae, backbone, n_concepts=7), bundle.reference), "explain")
     with tempfile.TemporaryDirectory() as folder:
         explain_files(subjects_of([field], boxes, 1.3), Path(folder) / "out", bundle.sae, backbone, bundle.sae.info["layer"], index=bundle.index,

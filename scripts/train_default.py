@@ -23,7 +23,7 @@ import numpy.typing as npt
 from cytosae import TokenStore, extract_tokens, fit, index_concepts, load_backbone, load_sae, read_cells
 from cytosae._errors import CytosaeError
 from cytosae._progress import enable_progress, say
-from cytosae.backbones import parse_layer
+from cytosae.backbones import BLOOD, parse_layer
 from cytosae.cells import Cells, build_cells, bundled_path, select, write_cells
 from cytosae.concepts import (
     Bundle,
@@ -54,8 +54,9 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument("--cells", type=Path, help="cells.parquet [default: the bundled cells]")
-    parser.add_argument("--tokens", type=Path, help="their packaged DINOv2-S tokens; extracted where not given")
-    parser.add_argument("--layer", default="5,8,10", help="block or blocks of DINOv2-S, where tokens are extracted")
+    parser.add_argument("--backbone", default=BLOOD, help="packaged network, where tokens are extracted")
+    parser.add_argument("--tokens", type=Path, help="their tokens; extracted where not given")
+    parser.add_argument("--layer", default="-2", help="block or blocks of it, where tokens are extracted")
     parser.add_argument("--where", action="append", default=[], help="cells that may be used at all (column=value)")
     parser.add_argument("--label", action="append", default=[], metavar="OLD=NEW", help="another word for a label")
     parser.add_argument("--hold-out", action="append", default=[], metavar="dataset=NAME", help="kept out of training")
@@ -100,7 +101,7 @@ def main(given: Sequence[str]) -> None:
         raise CytosaeError("--hold-out takes dataset=NAME.")
     kept_out = [name for _, names in held for name in names.split(",")]
     store = TokenStore(options.tokens) if options.tokens else extract_tokens(
-        cells, load_backbone("dinov2-s"), options.work / "tokens", layer=parse_layer(options.layer))  # fmt: skip
+        cells, load_backbone(options.backbone), options.work / "tokens", layer=parse_layer(options.layer))  # fmt: skip
     source = options.sae or options.work / "trained"
     if options.sae is None:
         where = [*options.where, *([f"dataset!={','.join(kept_out)}"] if kept_out else [])]

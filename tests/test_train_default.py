@@ -61,7 +61,7 @@ def test_a_bundle_is_made_whole_and_holds_the_marrow_out(script: ModuleType, fol
              "--work", str(folder / "work"), "--out", str(folder / "out")]  # fmt: skip
     script.main(given)
     bundle = Bundle(folder / "out")
-    assert bundle.sae.n_latents == 32
+    assert bundle.sae.n_latents == 64
     assert bundle.index.manifest["inputs"]["sae"] == bundle.sae.hash
     assert set(bundle.index.manifest["groups"]["dataset"]) == {"acevedo_pbc", "bmc_marrow"}
     assert 20 <= len(bundle.reference.cells) <= 40

@@ -31,7 +31,7 @@ def test_index_and_report_use_the_bundled_dictionary_and_say_so(
     few_cells: Cells, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocks = load_sae("default").info["layer"]
-    store = extract_tokens(few_cells, load_backbone("dinov2-s"), tmp_path / "tokens", layer=blocks)
+    store = extract_tokens(few_cells, load_backbone("dinov2-s-blood"), tmp_path / "tokens", layer=blocks)
     table = str(tmp_path / "cells.parquet")
     assert run(["index", table, "--tokens", str(store.folder), "--cells-matrix", "--out", str(tmp_path / "index")]) == 0
     assert "index: with the bundled dictionary" in capsys.readouterr().err

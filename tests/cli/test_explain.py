@@ -23,7 +23,7 @@ pytestmark = pytest.mark.backbone
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return load_backbone("dinov2-s")
+    return load_backbone("dinov2-s-blood")
 
 
 @pytest.fixture(scope="module")

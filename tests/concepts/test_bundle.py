@@ -11,11 +11,11 @@ import scipy.sparse as sp
 import torch
 
 from cytosae import CytosaeError, SparseAutoencoder, load_sae
-from cytosae.backbones import BACKBONES, packaged_weights
+from cytosae.backbones import BACKBONES, load_backbone
 from cytosae.concepts import KnownCells, Reference, load_bundle, read_reference
 from cytosae.concepts._reference import shorten, write_reference
 from cytosae.sae import KIND, VERSION, bundled_folder, is_bundled, round_sae, save_sae
-from cytosae.storage import Manifest, commit_folder, hash_file, read_parquet_record
+from cytosae.storage import Manifest, commit_folder, read_parquet_record
 
 
 def test_the_bundle_is_small_and_holds_no_pickle() -> None:
@@ -38,8 +38,9 @@ def test_all_parts_of_the_bundle_belong_to_its_dictionary() -> None:
     assert sae.W_dec.dtype == sae.W_enc.dtype == torch.float32
     assert sae.hash in bundle.card
     assert "Research use only" in bundle.card
-    if BACKBONES["dinov2-s"].present and BACKBONES["dinov2-s"].present():
-        assert sae.info["backbone"]["sha256"] == hash_file(packaged_weights())
+    of = sae.info["backbone"]
+    if (present := BACKBONES[of["name"]].present) and present():
+        assert of["sha256"] == load_backbone(of["name"]).weights_sha256
 
 
 def test_the_bundle_holds_only_free_cells_and_credits_them() -> None:

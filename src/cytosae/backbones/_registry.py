@@ -291,7 +291,7 @@ BACKBONES: dict[str, BackboneInfo] = {
 
 
 def load_backbone(
-    name: str = "dinov2-s",
+    name: str = BLOOD,
     *,
     weights: Path | str | None = None,
     precision: str = "float32",

