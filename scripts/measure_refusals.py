@@ -77,7 +77,10 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=30, help="images of each class folder")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/refusals.json"))
     options = parser.parse_args()
-    backbone, known = load_backbone("dinov2-s"), load_bundle().reference.known
+    bundle = load_bundle()
+    backbone, known = load_backbone(bundle.sae.info["backbone"]["name"]), bundle.reference.known
+    block = bundle.reference.manifest.get("unusual_block")
+    block = backbone.block_number(bundle.sae.info["layer"]) if block is None else block
     rows: list[dict[str, Any]] = []
 
     def add(group: str, names: list[str], tokens: list[Any]) -> None:
@@ -89,7 +92,7 @@ def main() -> None:
         print(f"| {group} | {len(names)} | {len(refused)} | {np.median(distance):.0f} |", flush=True)
 
     def seen(pixels: Pixels) -> Any:
-        return backbone.tokens(np.stack([backbone.preprocessing.resize(pixels)]), -2)[0, 0].numpy()
+        return backbone.tokens(np.stack([backbone.preprocessing.resize(pixels)]), block)[0, 0].numpy()
 
     print("| pictures | n | refused | median distance |\n| --- | --- | --- | --- |")
     for text in options.tokens:
@@ -126,7 +129,7 @@ def main() -> None:
     for kind, (names, tokens) in kinds.items():
         add(f"no cells: {kind}", names, tokens)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.out, {"limit": known.limit, "dictionary": load_bundle().sae.hash, "rows": rows})
+    write_json(options.out, {"limit": known.limit, "dictionary": bundle.sae.hash, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -57,6 +57,12 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--backbone", default=BLOOD, help="packaged network, where tokens are extracted")
     parser.add_argument("--tokens", type=Path, help="their tokens; extracted where not given")
     parser.add_argument("--layer", default="-2", help="block or blocks of it, where tokens are extracted")
+    parser.add_argument(
+        "--unusual-block",
+        type=int,
+        help="block whose class tokens say how unusual an image is [default: the last of --layer]",
+    )
+    parser.add_argument("--class-tokens", type=Path, help="tokens of that block; extracted where not given")
     parser.add_argument("--where", action="append", default=[], help="cells that may be used at all (column=value)")
     parser.add_argument("--label", action="append", default=[], metavar="OLD=NEW", help="another word for a label")
     parser.add_argument("--hold-out", action="append", default=[], metavar="dataset=NAME", help="kept out of training")
@@ -65,7 +71,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--limit-cells", type=Path, help="a table of another origin, on which what is no cell is settled"
     )
-    parser.add_argument("--limit-tokens", type=Path, help="its tokens")
+    parser.add_argument("--limit-tokens", type=Path, help="its tokens, of that block")
     parser.add_argument("--limit-where", action="append", default=[], help="which of its cells")
     parser.add_argument("--credit", action="append", default=[], metavar="DATASET=TEXT", help="authors and licence")
     parser.add_argument("--technical", type=Path, help="technical.parquet of a scorecard of this dictionary")
@@ -121,9 +127,14 @@ def main(given: Sequence[str]) -> None:
     pack_technical(
         read_table(options.technical, "technical", 1)[0].to_pandas() if options.technical else None, index, out / "technical.parquet"
     )  # fmt: skip
-    known, limit_from = _known(options, cells, store, kept_out)
+    seen = store
+    if options.unusual_block is not None:
+        seen = TokenStore(options.class_tokens) if options.class_tokens else extract_tokens(
+            cells, load_backbone(options.backbone), options.work / "class-tokens", layer=options.unusual_block,
+            where=options.where, keep=("class",))  # fmt: skip
+    known, limit_from = _known(options, cells, seen, kept_out)
     pack_reference(index, cells, out / "reference", known=known, credits={n: credits[n] for n in frame["dataset"].unique()},
-                   n_cells=options.reference_cells, limit_from=limit_from)  # fmt: skip
+                   n_cells=options.reference_cells, limit_from=limit_from, unusual_block=options.unusual_block)  # fmt: skip
     counts = frame.groupby("dataset").size()
     where = read_manifest(out / "sae", "sae", 1)["config"].get("where", [])
     bundle = Bundle(out)

@@ -70,6 +70,9 @@ def test_a_bundle_is_made_whole_and_holds_the_marrow_out(script: ModuleType, fol
     assert "40 cells of bmc_marrow" in bundle.card
     assert "Kept out of training: bmc_marrow" in bundle.card
     assert str(folder) not in bundle.card
+    assert bundle.reference.manifest["unusual_block"] is None
+    script.main([*given, "--unusual-block", "1", "--class-tokens", str(folder / "tokens")])
+    assert Bundle(folder / "out").reference.manifest["unusual_block"] == 1
 
 
 def test_cells_without_a_free_licence_do_not_get_in(script: ModuleType, folder: Path, tmp_path: Path) -> None:

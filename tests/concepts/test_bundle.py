@@ -11,11 +11,13 @@ import scipy.sparse as sp
 import torch
 
 from cytosae import CytosaeError, SparseAutoencoder, load_sae
-from cytosae.backbones import BACKBONES, load_backbone
+from cytosae.backbones import BACKBONES, Layer, load_backbone
 from cytosae.concepts import KnownCells, Reference, load_bundle, read_reference
+from cytosae.concepts._explain import _tokens
 from cytosae.concepts._reference import shorten, write_reference
 from cytosae.sae import KIND, VERSION, bundled_folder, is_bundled, round_sae, save_sae
 from cytosae.storage import Manifest, commit_folder, read_parquet_record
+from small_vit import small_vit
 
 
 def test_the_bundle_is_small_and_holds_no_pickle() -> None:
@@ -146,3 +148,14 @@ def test_a_reference_comes_back_as_it_was_written_and_a_changed_one_is_refused(t
     (tmp_path / "r" / "reference.safetensors").write_bytes(b"changed")
     with pytest.raises(CytosaeError, match="make the reference again"):
         read_reference(tmp_path / "r")
+
+
+@pytest.mark.parametrize("layer", [-2, 2, [[1, 4.0], [2, 1.0]], [[0, 2.0], [2, 1.0]]])
+@pytest.mark.parametrize("block", [None, 0, 1, 2])
+def test_how_unusual_an_image_is_may_be_asked_of_another_block_in_one_pass(layer: Layer, block: int | None) -> None:
+    backbone = small_vit()
+    images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    tokens, seen = _tokens(images, backbone, layer, block)
+    assert torch.equal(tokens, backbone.tokens(images, layer)[0])
+    asked = backbone.block_number(layer) if block is None else block
+    assert torch.equal(seen, backbone.tokens(images, asked)[0])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
 from cytosae._errors import CytosaeError
 from cytosae.backbones import Backbone, Layer
@@ -16,6 +17,7 @@ from cytosae.cells import UnreadableImageError, cell_share_of_patches, decode_im
 from cytosae.concepts._bundle import Bundle, load_bundle
 from cytosae.concepts._index import ConceptIndex
 from cytosae.concepts._names import named_concepts
+from cytosae.concepts._reference import Reference
 from cytosae.concepts._stream import backbone_of
 from cytosae.concepts._unusual import Unusual, unusual_token
 from cytosae.sae import SparseAutoencoder, is_bundled
@@ -165,8 +167,10 @@ def explain_pixels(
     layer = -2 if layer is None else layer
     if index is None and bundle is not None:
         index = bundle.index
-    tokens = backbone.tokens(np.stack([backbone.preprocessing.resize(pixels)]), layer)[0]
-    unusual = how_unusual(tokens.cpu().numpy(), backbone, layer)
+    reference = _reference_of(backbone, layer)
+    block = None if reference is None else reference.manifest.get("unusual_block")
+    tokens, seen = _tokens(np.stack([backbone.preprocessing.resize(pixels)]), backbone, layer, block)
+    unusual = None if reference is None else reference.known.judge(unusual_token(seen.cpu().numpy(), backbone))
     codes = sae.encode(tokens[backbone.n_prefix :].to(sae.W_enc.device)).cpu().numpy()
     maximum, patch = codes.max(0), codes.argmax(0)
     refused = refuse and unusual is not None and not unusual.is_cell
@@ -200,13 +204,31 @@ def fitting_bundle(sae: SparseAutoencoder | None) -> Bundle | None:
     return load_bundle()
 
 
-def how_unusual(tokens: npt.NDArray[np.float32], backbone: Backbone, layer: Layer) -> Unusual | None:
-    """How unusual the image of some tokens [n_tokens, d_in] is; None where the bundle knows no cells by this backbone and block."""
+def _reference_of(backbone: Backbone, layer: Layer) -> Reference | None:
+    """The reference set of the bundle, where its cells were seen by this backbone and block."""
     try:
         reference = load_bundle().reference
     except CytosaeError:
         return None
     wanted = reference.manifest.get("backbone") or {}
-    if wanted.get("sha256") != backbone.weights_sha256 or reference.manifest.get("layer") != layer:
-        return None
-    return reference.known.judge(unusual_token(tokens, backbone))
+    fits = wanted.get("sha256") == backbone.weights_sha256 and reference.manifest.get("layer") == layer
+    return reference if fits else None
+
+
+def _tokens(
+    images: npt.NDArray[np.uint8], backbone: Backbone, layer: Layer, block: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens of one image for the dictionary [n_tokens, width], and of another block [n_tokens, d_in], in one forward pass.
+
+    Without `block` the second are those of the last block of the first.
+    """
+    tap, d = backbone.tap(layer), backbone.d_in
+    factors = dict(zip(tap.blocks, tap.factors, strict=True))
+    if block is None or block in factors:
+        tokens = backbone.tokens(images, layer)[0]
+        at = len(tap.blocks) - 1 if block is None else tap.blocks.index(block)
+        return tokens, tokens[:, at * d : (at + 1) * d] / factors[tap.blocks[at]]
+    blocks = sorted([*tap.blocks, block])
+    every = backbone.tokens(images, [[b, factors.get(b, 1.0)] for b in blocks])[0]
+    parts = dict(zip(blocks, torch.split(every, d, dim=-1), strict=True))
+    return torch.cat([parts[b] for b in tap.blocks], -1), parts[block]

@@ -87,6 +87,7 @@ def pack_reference(
     credits: Mapping[str, str],
     n_cells: int = 1500,
     limit_from: str = "",
+    unusual_block: int | None = None,
 ) -> Reference:
     """Choose and write the reference cells of an index made with ``cells_matrix``.
 
@@ -104,6 +105,8 @@ def pack_reference(
         How many cells at most.
     limit_from
         What the limit of `known` was set on, for the record.
+    unusual_block
+        The block of the backbone whose class tokens `known` is about; None: the last one that the dictionary reads.
 
     Raises
     ------
@@ -136,7 +139,7 @@ def pack_reference(
     made = Reference(table, exemplars, vectors, centre, known, index.manifest)
     inputs = {"sae": index.manifest["inputs"]["sae"], "index": index.hash, "cells": cells.hash}
     write_reference(out, made, inputs, {"n_cells": n_cells}, {
-        "credits": dict(credits), "limit_from": limit_from, "backbone": index.manifest.get("backbone"),
+        "credits": dict(credits), "limit_from": limit_from, "unusual_block": unusual_block, "backbone": index.manifest.get("backbone"),
         "layer": index.manifest.get("layer"), "n_concepts_shown": int(exemplars["latent"].nunique()),
     })  # fmt: skip
     return made

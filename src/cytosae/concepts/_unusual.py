@@ -125,8 +125,5 @@ class KnownCells:
 
 
 def unusual_token(tokens: Array, backbone: Backbone) -> Array:
-    """What stands for the whole image: its class token, or the mean of the patches where the backbone has none.
-
-    Of tokens of several blocks the part of the last one.
-    """
-    return np.asarray(tokens[0] if backbone.n_class else tokens[backbone.n_prefix :].mean(0))[-backbone.d_in :]
+    """What stands for the whole image: its class token, or the mean of the patches where the backbone has none."""
+    return np.asarray(tokens[0] if backbone.n_class else tokens[backbone.n_prefix :].mean(0))
