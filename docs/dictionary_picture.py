@@ -41,7 +41,9 @@ def main(table: Path, before: Path, tokens_before: Path, after: Path, tokens_aft
     values = [pooled(load_sae(path), store, shown) for path, store in zip((before, after), stores, strict=True)]
     width = 2 * (SHOWN * (SIDE + GAP) + 12)
     canvas = Canvas(2 * width + 30, len(ASKED) * (SIDE + 62) + 64)
-    for side, (path, title) in enumerate(((before, "one block"), (after, "three blocks"))):
+    for side, (path, title) in enumerate(
+        ((before, "three blocks of dinov2-s"), (after, "one block of dinov2-s-blood"))
+    ):
         x = 10 + side * (width + 20)
         canvas.text(
             x, 8, f"{title}: strongest cells of the blood set (left) and of the marrow set (right)", 14, bold=True
@@ -67,7 +69,7 @@ def main(table: Path, before: Path, tokens_before: Path, after: Path, tokens_aft
 
 def pooled(sae: SparseAutoencoder, store: TokenStore, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
     """The largest code of every concept in every cell: float32 [n_cells, n_latents]."""
-    rows = store.rows_of(frame["cell_id"].to_numpy())
+    rows = store.rows_of(frame["cell_id"].to_numpy(), frame["sha256"].tolist())
     with torch.inference_mode():
         return np.concatenate([sae.encode(store.read(rows[[i]], kind="patch")[0].float()).amax(0)[None].numpy() for i in range(len(rows))])  # fmt: skip
 
@@ -99,7 +101,7 @@ def row(
         for place, at in enumerate(best):
             cell = frame.iloc[at]
             picture = square(decode_image(reader.read(cell["image"], cell["sha256"])).pixels, SIDE)
-            tokens = store.read(store.rows_of(np.array([cell["cell_id"]])), kind="patch")[0].float()
+            tokens = store.read(store.rows_of(np.array([cell["cell_id"]]), [cell["sha256"]]), kind="patch")[0].float()
             outline(picture, sae.encode(tokens)[:, unit].numpy().reshape(store.grid), "#ffe100")
             left = x + group * (SHOWN * (SIDE + GAP) + 12) + place * (SIDE + GAP)
             canvas.paste(left, y + 20, picture)

@@ -151,9 +151,11 @@ class Side:
 
 
 def shared_concept(indices: list[ConceptIndex], label: str) -> int:
-    """The concept whose exemplars are most of them of a label (by its first letters) in every set; of equal ones the strongest."""
+    """The concept, active in 20 cells of every set or more, whose exemplars are most of them of a label (by its first letters) in every set."""
     of_label = [
-        i.concepts["top_label_share"].where(i.concepts["top_label"].str.lower().str.startswith(label), 0).fillna(0)
+        i.concepts["top_label_share"]
+        .where(i.concepts["top_label"].str.lower().str.startswith(label) & (i.concepts["n_cells_active"] >= 20), 0)
+        .fillna(0)
         for i in indices
     ]
     first = indices[0].concepts.assign(share=sum(of_label))
