@@ -75,7 +75,7 @@ adapt-default: $(STAMP)
 # The bundled dictionary. Without CELLS: the bundled cells, the marrow among them kept out. More options: TRAIN_OPTIONS.
 HOLD_OUT ?= dataset=bmc_marrow
 train-default: $(STAMP)
-	@$(BIN)/python scripts/train_default.py $(if $(CELLS),--cells $(CELLS)) $(if $(HOLD_OUT),--hold-out $(HOLD_OUT)) $(TRAIN_OPTIONS)
+	@$(BIN)/python scripts/train_default.py --unusual-block 8 $(if $(CELLS),--cells $(CELLS)) $(if $(HOLD_OUT),--hold-out $(HOLD_OUT)) $(TRAIN_OPTIONS)
 
 # WHEEL_OPTIONS=--borrow takes the dependencies from .venv; --demo also runs the demo.
 check-wheel: $(STAMP)

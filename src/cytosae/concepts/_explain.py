@@ -167,10 +167,13 @@ def explain_pixels(
     layer = -2 if layer is None else layer
     if index is None and bundle is not None:
         index = bundle.index
-    reference = _reference_of(backbone, layer)
-    block = None if reference is None else reference.manifest.get("unusual_block")
-    tokens, seen = _tokens(np.stack([backbone.preprocessing.resize(pixels)]), backbone, layer, block)
-    unusual = None if reference is None else reference.known.judge(unusual_token(seen.cpu().numpy(), backbone))
+    reference, unusual = _reference_of(backbone, layer), None
+    images = np.stack([backbone.preprocessing.resize(pixels)])
+    if reference is None:
+        tokens = backbone.tokens(images, layer)[0]
+    else:
+        tokens, seen = _tokens(images, backbone, layer, reference.manifest.get("unusual_block"))
+        unusual = reference.known.judge(unusual_token(seen.cpu().numpy(), backbone))
     codes = sae.encode(tokens[backbone.n_prefix :].to(sae.W_enc.device)).cpu().numpy()
     maximum, patch = codes.max(0), codes.argmax(0)
     refused = refuse and unusual is not None and not unusual.is_cell
