@@ -11,6 +11,7 @@ from scipy import stats
 
 from cytosae.backbones import layer_text
 from cytosae.concepts import Bundle
+from cytosae.training import RECIPES
 
 #: Suggestions and flags listed.
 N_SUGGESTED, N_TECHNICAL = 40, 40
@@ -71,7 +72,7 @@ def model_card(
         "The weights: MIT, as the rest of this package. The small pictures of the reference set keep the licence of their data "
         "set (above); credit their authors.\n",
         "## Recipe\n",
-        f"`{info['recipe']}` ({recipe['model']}): expansion {recipe['expansion']:g}, k {recipe['k']:g}, {recipe['presentations']:,} "
+        f"`{_recipe(info)}` ({recipe['model']}): expansion {recipe['expansion']:g}, k {recipe['k']:g}, {recipe['presentations']:,} "
         f"presentations, learning rate {recipe['lr']:g}, seed {info['seed']}; tokens of {layer_text(info['layer'])}, {recipe['tokens']} tokens only. "
         f"Matrices stored in float16 and used in float32. Made by:\n\n```\n{command}\n```\n",
         f"- dictionary: `{sae.hash}`\n- index: `{index.hash}`\n- backbone: `{info['backbone']['sha256']}`\n",
@@ -92,6 +93,17 @@ def model_card(
     ]
     parts += ["## Limits\n", LIMITS]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _recipe(info: Mapping[str, Any]) -> str:
+    """The recipe whose numbers these are, else the name it was trained under: names may have moved since."""
+    trained = {k: v for k, v in info["hyperparameters"].items() if k not in ("name", "presentations")}
+    same = [
+        name
+        for name, recipe in RECIPES.items()
+        if all(trained.get(k) == v for k, v in recipe.as_dict().items() if k not in ("name", "presentations"))
+    ]
+    return same[0] if same else str(info["recipe"])
 
 
 def _where(sae: Any) -> list[str]:

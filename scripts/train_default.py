@@ -111,7 +111,7 @@ def main(given: Sequence[str]) -> None:
     source = options.sae or options.work / "trained"
     if options.sae is None:
         where = [*options.where, *([f"dataset!={','.join(kept_out)}"] if kept_out else [])]
-        recipe = override("default", [f"presentations={options.presentations}"] if options.presentations else [])
+        recipe = override("adapted", [f"presentations={options.presentations}"] if options.presentations else [])
         fit(store, cells, recipe, source, seed=options.seed, where=where, heldout=())
     rounded = options.work / "sae"
     if not _rounded(rounded, source):

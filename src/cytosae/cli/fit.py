@@ -20,7 +20,9 @@ from cytosae.cli._common import done, find_cells, verb
     type=click.Path(path_type=Path),
     help="The cells.parquet the tokens were made from. [default: the one beside TOKENS]",
 )
-@click.option("--recipe", default="default", show_default=True, help="default, small, relu-l1 or cytosae-2025.")
+@click.option(
+    "--recipe", default="default", show_default=True, help="default, adapted, small, relu-l1 or cytosae-2025."
+)
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one field of the recipe; repeatable."
 )

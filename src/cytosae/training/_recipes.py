@@ -86,7 +86,7 @@ class Recipe:
 
     name: str = "default"
     model: str = "batchtopk"
-    expansion: int = 8
+    expansion: int = 4
     k: int = 32
     levels: tuple[float, ...] = (1 / 16, 1 / 4)
     l1: float = 0.0
@@ -106,14 +106,14 @@ class Recipe:
     error: str = "fvu"
     inputs: str = "standardise"
     start: str = "clusters"
-    clusters: int = 8
+    clusters: int = 4
     blend: float = 0.0
     decoder: str = "trained"
     bias: str = "zero"
     normalise: str = "after"
     dead: str = "auxk"
-    dead_after: int = 10_000
-    aux_k: int = 256
+    dead_after: int = 30_000
+    aux_k: int = 64
     aux_weight: float = 1.0
     resample_every: int = 500
     products: str = "auto"
@@ -172,11 +172,11 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in [
         Recipe(),
+        Recipe(name="adapted", expansion=8, clusters=8, aux_k=256, dead_after=10_000),
         Recipe(
             name="small",
             expansion=2,
             start="tied",
-            aux_k=64,
             decay=0.33,
             k=8,
             background=0.02,
@@ -189,12 +189,12 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             name="relu-l1", model="relu-l1", expansion=16, k=1, l1=0.003, presentations=10_000_000, batch=1024, lr=6e-3, warmup=50,
-            decay=0.33, start="tied", dead="nothing", dead_after=120_000, aux_k=64, aux_weight=1 / 16,
+            decay=0.33, start="tied", dead="nothing", dead_after=120_000, aux_weight=1 / 16,
         ),
         Recipe(
             name="cytosae-2025", model="relu-l1", expansion=64, k=1, l1=8e-5, tokens="all", cells_per_step=64,
             presentations=1_000_000, batch=1024, lr=4e-4, warmup=500, decay=0.0, error="norm", inputs="raw", start="published",
-            bias="geometric-median", normalise="before", dead="ghost", dead_after=64, aux_k=64,
+            bias="geometric-median", normalise="before", dead="ghost", dead_after=64,
             aux_weight=1 / 16,
         ),
     ]
