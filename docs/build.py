@@ -41,7 +41,7 @@ def _section(command: click.Command, name: str, parent: click.Context, mark: str
     with click.Context(command, info_name=name, parent=parent) as context:
         usage = " ".join(command.collect_usage_pieces(context))
         parts = [f"{mark} {name}\n", f"```\n{context.command_path} {usage}\n```\n"]
-        parts += [" ".join(p.split()) + "\n" for p in (command.help or "").split("\n\n")]
+        parts += [_paragraph(p) + "\n" for p in (command.help or "").split("\n\n")]
         options = [p for p in command.params if isinstance(p, click.Option) and p.name != "help"]
         rows = [record for option in options if (record := option.get_help_record(context))]
         parts += ["| option | meaning |", "| --- | --- |"]
@@ -57,6 +57,13 @@ def _section(command: click.Command, name: str, parent: click.Context, mark: str
     for word, inner in getattr(command, "words", {}).items():
         parts += _section(inner, f"{name} {word}", parent, mark + "#")
     return parts
+
+
+def _paragraph(text: str) -> str:
+    """A paragraph of a help; behind click's mark for lines as they are, a block of code."""
+    if text.strip().startswith("\b"):
+        return "```\n" + "\n".join(line.strip() for line in text.strip().splitlines()[1:]) + "\n```"
+    return " ".join(text.split())
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
 from cytosae.backbones import layer_text
 from cytosae.concepts import Bundle
-from cytosae.training import RECIPES
 
 #: Suggestions and flags listed.
 N_SUGGESTED, N_TECHNICAL = 40, 40
@@ -29,6 +29,9 @@ column says what the same command gives when it trains again, with another seed 
 prediction interval for one more dictionary, from those that were scored.
 """
 
+_ABOUT_LONGER = """Beside it dictionaries that were trained for longer on the same tokens: the difference of the means over seeds, and its 95% interval (Welch).
+"""
+
 
 def model_card(
     bundle: Bundle,
@@ -38,6 +41,7 @@ def model_card(
     scorecards: Mapping[str, Mapping[str, Any]],
     command: str,
     repeats: Sequence[Mapping[str, Any]] = (),
+    longer: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Markdown of the card.
 
@@ -55,6 +59,8 @@ def model_card(
         The command that makes it.
     repeats
         Contents of ``scorecard.json`` of other dictionaries by the same command, with another seed or on another processor.
+    longer
+        The same of dictionaries that were trained for longer on the same tokens, one a seed.
     """
     sae, index, reference = bundle.sae, bundle.index, bundle.reference
     info, recipe = sae.info, sae.info["hyperparameters"]
@@ -72,7 +78,7 @@ def model_card(
         "The weights: MIT, as the rest of this package. The small pictures of the reference set keep the licence of their data "
         "set (above); credit their authors.\n",
         "## Recipe\n",
-        f"`{_recipe(info)}` ({recipe['model']}): expansion {recipe['expansion']:g}, k {recipe['k']:g}, {recipe['presentations']:,} "
+        f"`{info['recipe']}` ({recipe['model']}): expansion {recipe['expansion']:g}, k {recipe['k']:g}, {recipe['presentations']:,} "
         f"presentations, learning rate {recipe['lr']:g}, seed {info['seed']}; tokens of {layer_text(info['layer'])}, {recipe['tokens']} tokens only. "
         f"Matrices stored in float16 and used in float32. Made by:\n\n```\n{command}\n```\n",
         f"- dictionary: `{sae.hash}`\n- index: `{index.hash}`\n- backbone: `{info['backbone']['sha256']}`\n",
@@ -83,7 +89,7 @@ def model_card(
             "Not measured yet for this dictionary: give `--scorecard TITLE=scorecard.json` of `cytosae evaluate`.\n"
         )
     for title, card in scorecards.items():
-        parts += _scores(title, card, repeats)
+        parts += _scores(title, card, repeats, longer)
     parts += ["## What is no cell\n", _refusals(reference.manifest.data, reference.known.limit)]
     parts += [
         "## Suggested captions\n",
@@ -95,46 +101,85 @@ def model_card(
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _recipe(info: Mapping[str, Any]) -> str:
-    """The recipe whose numbers these are, else the name it was trained under: names may have moved since."""
-    trained = {k: v for k, v in info["hyperparameters"].items() if k not in ("name", "presentations")}
-    same = [
-        name
-        for name, recipe in RECIPES.items()
-        if all(trained.get(k) == v for k, v in recipe.as_dict().items() if k not in ("name", "presentations"))
-    ]
-    return same[0] if same else str(info["recipe"])
-
-
 def _where(sae: Any) -> list[str]:
     return [str(w) for w in sae.info.get("where", [])]
 
 
-def _scores(title: str, card: Mapping[str, Any], repeats: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """A table of one scorecard's comparisons, each with its interval, its best control, and what another training would score."""
+def _scores(
+    title: str,
+    card: Mapping[str, Any],
+    repeats: Sequence[Mapping[str, Any]] = (),
+    longer: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
+    """A table of one scorecard's comparisons, each with its interval, its best control, and what other trainings would score."""
     cells = card.get("cells", {})
-    others = [
-        {(s["title"], c["what"]): c["dictionary"].get("value") for s in r["sections"] for c in s.get("comparisons", [])}
-        for r in repeats
-    ]
-    another = [f" another training ({1 + len(others)} dictionaries) |", " --- |"] if len(others) > 1 else ["", ""]
-    rows = [f"### {title}\n", f"{cells.get('n', 0):,} cells, {cells.get('n_score', 0):,} of them scored; 95% intervals.\n",
-            *([_ABOUT_REPEATS] if len(others) > 1 else []),
-            f"| part | measure | dictionary | best control | verdict |{another[0]}", f"| --- | --- | --- | --- | --- |{another[1]}"]  # fmt: skip
+    again, long = [_values(c) for c in (card, *repeats)], [_values(c) for c in longer]
+    columns, about = [], [f"{cells.get('n', 0):,} cells, {cells.get('n_score', 0):,} of them scored; 95% intervals.\n"]
+    rows: list[list[str]] = []
+    if len(again) > 2:
+        columns.append(f"another training ({len(again)} dictionaries)")
+        about.append(_ABOUT_REPEATS)
+    compared = [difference(_of(again, key), _of(long, key)) for key in _keys(card)]
+    if len(again) > 2 and len(long) > 2:
+        columns.append(f"trained for longer ({len(long)}), less this ({len(again)})")
+        about.append(_about_longer(compared))
     for section in card.get("sections", []):
         for one in section.get("comparisons", []):
             controls = [c for c in one.get("controls", []) if c.get("value") is not None]
             best = max(controls, key=lambda c: c["value"], default=None)
             beside = f"{best.get('title', best['name'])}: {_interval(best)}" if best else "none"
-            key = (section["title"], one["what"])
-            values = [v for v in (one["dictionary"].get("value"), *(o.get(key) for o in others)) if v is not None]
-            rows.append(
-                f"| {section['title']} | {one['what']} | {_interval(one['dictionary'])} | {beside} | {one.get('verdict', '')} |"
-                + (f" {another_training(values)} |" if len(others) > 1 else "")
-            )
+            row = [section["title"], one["what"], _interval(one["dictionary"]), beside, one.get("verdict", "")]
+            if len(again) > 2:
+                row.append(another_training(_of(again, (section["title"], one["what"]))))
+            if len(again) > 2 and len(long) > 2:
+                found = compared[len(rows)]
+                row.append(f"{found[0]:+.3f} ({found[1]:+.3f} to {found[2]:+.3f})" if found else "")
+            rows.append(row)
     for name, why in card.get("skipped", {}).items():
-        rows.append(f"| {name} | left out: {why} | | | |" + (" |" if len(others) > 1 else ""))
-    return [*rows, ""]
+        rows.append([name, f"left out: {why}", *[""] * (3 + len(columns))])
+    head = ["part", "measure", "dictionary", "best control", "verdict", *columns]
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"### {title}\n", *about, *(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def _keys(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(s["title"], c["what"]) for s in card.get("sections", []) for c in s.get("comparisons", [])]
+
+
+def _values(card: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    scored = [c["dictionary"].get("value") for s in card["sections"] for c in s.get("comparisons", [])]
+    return dict(zip(_keys(card), scored, strict=True))
+
+
+def _of(cards: Sequence[Mapping[tuple[str, str], Any]], key: tuple[str, str]) -> list[float]:
+    return [c[key] for c in cards if c.get(key) is not None]
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float] | None:
+    """Mean of `theirs` less that of `ours` and its 95% interval by Welch's t; None for fewer than three of either.
+
+    Welch 1947, "The generalization of Student's problem when several different population variances are involved",
+    Biometrika 34(1/2).
+    """
+    if min(len(ours), len(theirs)) < 3:
+        return None
+    a, b = np.asarray(theirs, float), np.asarray(ours, float)
+    va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    gap = float(a.mean() - b.mean())
+    if va + vb == 0:
+        return gap, gap, gap
+    df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    reach = float(stats.t.ppf(0.975, df) * np.sqrt(va + vb))
+    return gap, gap - reach, gap + reach
+
+
+def _about_longer(compared: Sequence[tuple[float, float, float] | None]) -> str:
+    found = [c for c in compared if c is not None]
+    ahead, behind = sum(low > 0 for _, low, _ in found), sum(high < 0 for _, _, high in found)
+    return (
+        f"{_ABOUT_LONGER}Of {len(found)} scores the interval lies above 0 (longer is better) {ahead} times and below 0 {behind} times; chance alone "
+        f"would give about {0.025 * len(found):.0f} of each.\n"
+    )
 
 
 def another_training(values: Sequence[float]) -> str:

@@ -80,6 +80,10 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         "--repeat", action="append", default=[], type=Path, metavar="FILE",
         help="scorecard.json of another dictionary by the same command: how far scores move with the training",
     )  # fmt: skip
+    parser.add_argument(
+        "--longer", action="append", default=[], type=Path, metavar="FILE",
+        help="scorecard.json of a dictionary trained for longer on the same tokens, one a seed",
+    )  # fmt: skip
     parser.add_argument("--presentations", type=int, help="patches shown in training [default: the recipe's]")
     parser.add_argument("--reference-cells", type=int, default=1_500)
     parser.add_argument("--seed", type=int, default=0)
@@ -93,7 +97,9 @@ def main(given: Sequence[str]) -> None:
     options = arguments(given)
     credits = CREDITS | dict(_pair(text, "--credit") for text in options.credit)
     cards = {title: _scorecard(path) for title, path in (_pair(t, "--scorecard") for t in options.scorecard)}
-    repeats = [_scorecard(path) for path in options.repeat]
+    repeats, longer = [_scorecard(path) for path in options.repeat], [_scorecard(path) for path in options.longer]
+    if longer and (len(longer) < 3 or len(repeats) < 2):
+        raise CytosaeError("A difference between means takes three dictionaries a side: give --longer three times and --repeat twice.")  # fmt: skip
     cells = read_cells(options.cells) if options.cells else build_cells(bundled_path(), options.work / "cells.parquet")
     cells = _relabelled(
         cells, dict(_pair(text, "--label") for text in options.label), options.work / "relabelled.parquet"
@@ -111,7 +117,7 @@ def main(given: Sequence[str]) -> None:
     source = options.sae or options.work / "trained"
     if options.sae is None:
         where = [*options.where, *([f"dataset!={','.join(kept_out)}"] if kept_out else [])]
-        recipe = override("adapted", [f"presentations={options.presentations}"] if options.presentations else [])
+        recipe = override("default", [f"presentations={options.presentations}"] if options.presentations else [])
         fit(store, cells, recipe, source, seed=options.seed, where=where, heldout=())
     rounded = options.work / "sae"
     if not _rounded(rounded, source):
@@ -141,7 +147,7 @@ def main(given: Sequence[str]) -> None:
     bundle.sae.info["where"] = where
     text = model_card(
         bundle, data=[f"{n}: {counts[n]:,} cells. {credits[n]}." for n in counts.index],
-        kept_out=kept_out, scorecards=cards, command=_command(given), repeats=repeats,
+        kept_out=kept_out, scorecards=cards, command=_command(given), repeats=repeats, longer=longer,
     )  # fmt: skip
     with commit_file(out / "MODEL_CARD.md") as temporary:
         temporary.write_text(text, "utf-8")

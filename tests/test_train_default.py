@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from scipy import stats
 
 from cytosae import CytosaeError, extract_tokens, read_cells
 from cytosae.backbones import packaged_weights, unpack_difference
@@ -118,12 +119,45 @@ def test_the_interval_for_another_training_holds_as_often_as_it_says(script: Mod
     assert text([0.5, 0.6]) == ""
 
 
+def test_the_card_says_what_longer_training_would_score(script: ModuleType) -> None:
+    card = sys.modules["model_card"]
+    repeats, longer = [scorecard(0.7), scorecard(0.9)], [scorecard(v) for v in (0.9, 1.0, 1.1)]
+    lines = card._scores("Acevedo", scorecard(0.8), repeats, longer)
+    # means .8 and 1.0, s .1 each: t(4) = 2.776 times sqrt(.02 / 3)
+    assert lines[-2].endswith("| 0.303 to 1.3 | +0.200 (-0.027 to +0.427) |")
+    assert "trained for longer (3), less this (3)" in lines[-4]
+    assert any("Of 1 scores the interval lies above 0 (longer is better) 0 times" in line for line in lines)
+    far = [scorecard(v) for v in (1.9, 2.0, 2.1)]
+    assert any("above 0 (longer is better) 1 times" in line for line in card._scores("A", scorecard(0.8), repeats, far))
+    for few in (longer[:2], [scorecard(0.9, "something else")] * 3):  # too few of them, or none of this score
+        assert "+" not in card._scores("Acevedo", scorecard(0.8), repeats, few)[-2]
+
+
+def test_the_interval_of_a_difference_agrees_with_scipys(script: ModuleType) -> None:
+    difference = sys.modules["model_card"].difference
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        ours, theirs = rng.normal(0.5, 0.03, 3), rng.normal(0.6, 0.1, 4)
+        welch = stats.ttest_ind(theirs, ours, equal_var=False).confidence_interval()
+        gap, low, high = difference(list(ours), list(theirs))
+        assert (gap, low, high) == pytest.approx((theirs.mean() - ours.mean(), welch.low, welch.high))
+    assert difference([0.5] * 3, [0.6] * 3) == pytest.approx((0.1, 0.1, 0.1))
+    assert difference([0.5, 0.6], [0.6] * 3) is None
+
+
 def test_what_is_no_scorecard_is_refused_before_any_work(script: ModuleType, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"kind": "sae"}', "utf-8")
-    for option, path in (("--repeat", tmp_path / "none.json"), ("--scorecard", tmp_path / "other.json")):
+    for option, path in (
+        ("--repeat", tmp_path / "none.json"),
+        ("--longer", tmp_path / "none.json"),
+        ("--scorecard", tmp_path / "other.json"),
+    ):
         value = f"Title={path}" if option == "--scorecard" else str(path)
         with pytest.raises(CytosaeError, match=r"(none|other)\.json .*scorecard"):
             script.main(["--cells", str(folder / "cells.parquet"), option, value, "--work", str(tmp_path / "w")])
+    (tmp_path / "card.json").write_text(json.dumps(scorecard(0.8)), "utf-8")
+    with pytest.raises(CytosaeError, match="three dictionaries a side"):
+        script.main(["--longer", str(tmp_path / "card.json"), "--work", str(tmp_path / "w")])
     assert not (tmp_path / "w").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from cytosae.cells import bundled_path
+from cytosae.cli._main import run
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -81,6 +85,12 @@ def test_unknown_names_come_with_the_nearest(cli: Cli, tmp_path: Path) -> None:
     check(cli("tokns"), 2, "did you mean 'tokens'")
     check(cli("tokens", cells, "--where", "split=nope", "--out", tmp_path / "t"), 2, "No usable cell")
     check(cli("tokens", cells, "--device", "cuda:77", "--out", tmp_path / "t"), 2, "not available")
+    check(cli("tokens", cells, "--device", "meta", "--out", tmp_path / "t"), 2, "not available")
+    check(cli("index", cells, "--threshold", "nan", "--out", tmp_path / "t"), 2, "--threshold wants a number")
+    check(cli("fit", tmp_path, "--sweep", "seed=²", "--out", tmp_path / "t"), 2, "a seed is a whole number")
+    check(cli("report", tmp_path, "--out", cells), 2, "ends in .html")
+    check(cli("evaluate", cells, "--out", tmp_path / "t"), 2, "neither a dictionary")
+    check(cli("evaluate", "default", "--out", tmp_path / "t"), 2, "give them with --cells and --tokens")
     assert not (tmp_path / "t").exists()
     assert not (tmp_path / "d").exists()
 
@@ -91,6 +101,39 @@ def test_an_output_that_cannot_be_written(cli: Cli, tmp_path: Path) -> None:
     check(cli("cells", "bundled", "--out", "/proc/nowhere/c.parquet"), 1, "Cannot write")
     check(cli("demo", "--out", tmp_path / "file"), 1, "Cannot write")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_source_is_never_written_over(cli: Cli, cell_folder: Path, tmp_path: Path) -> None:
+    manifest, images = tmp_path / "m.csv", tmp_path / "images.parquet"
+    manifest.write_text("image,label\n" + "".join(f"{p},x\n" for p in sorted(cell_folder.rglob("*.jpg"))))
+    shutil.copy(bundled_path(), images)
+    before = [manifest.read_bytes(), images.read_bytes()]
+    check(cli("cells", manifest, "--out", manifest), 1, "m.csv is another file", "choose another --out")
+    check(cli("cells", images, "--out", images), 1, "images.parquet is another file")
+    check(cli("cells", cell_folder, "--out", cell_folder), 2, "is a folder", "cells.parquet")
+    image = next(cell_folder.rglob("*.jpg"))
+    check(cli("explain", image, "--out", image), 1, "is a file")
+    check(cli("export", "default", "--to", "saelens", "--out", manifest), 1, "is a file")
+    assert [manifest.read_bytes(), images.read_bytes()] == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cells", "images.parquet", "m.csv"]
+    check(cli("explain", tmp_path / "nowhere.png", "--out", tmp_path / "e"), 1, "nowhere.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cells", "images.parquet", "m.csv"]
+
+
+def test_a_table_beside_its_images_can_be_made_again(cli: Cli, cell_folder: Path) -> None:
+    call = ("cells", cell_folder, "--out", cell_folder / "cells.parquet", "--quiet")
+    assert cli(*call).returncode == 0
+    table = (cell_folder / "cells.parquet").read_bytes()
+    assert cli(*call).returncode == 0
+    assert (cell_folder / "cells.parquet").read_bytes() == table
+
+
+def test_a_library_that_does_not_load_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it raises ImportError
+    assert run(["tokens", str(tmp_path / "c.parquet"), "--out", str(tmp_path / "t")]) == 1
+    assert "'cytosae doctor' says what is missing" in capsys.readouterr().err
 
 
 def test_missing_and_wrong_artifacts(cli: Cli, tmp_path: Path) -> None:

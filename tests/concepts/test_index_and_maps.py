@@ -69,7 +69,7 @@ def test_tokens_of_another_backbone_are_refused(
     few_cells: Cells, store: TokenStore, colours: SparseAutoencoder, tmp_path: Path
 ) -> None:
     other = dataclasses.replace(colours, info={"backbone": {"name": "other", "sha256": "1"}})
-    with pytest.raises(CytosaeError, match="differ from the dictionary's in backbone"):
+    with pytest.raises(CytosaeError, match="the dictionary reads other; extract them with --backbone other"):
         index_concepts(few_cells, other, tmp_path / "i", store=store)
     narrow = SparseAutoencoder(torch.ones(3, 2), torch.zeros(2), torch.ones(2, 3), torch.zeros(3))
     with pytest.raises(CytosaeError, match="8 wide, but the dictionary wants 3"):

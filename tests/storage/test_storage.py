@@ -89,6 +89,70 @@ def test_a_folder_of_the_users_own_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "thesis.txt").read_text() == "years of work"
 
 
+def test_nothing_but_an_artifact_of_its_kind_is_replaced_and_that_is_said_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_text("mine")
+    with commit_folder(tmp_path / "tokens", kind="tokens", version=1, inputs={}, config={}) as (folder, _):
+        (folder / "a").write_text("hours of work")
+    for name, text in (("program", '{"name": "of another program"}'), ("list", "[]"), ("broken", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(text)
+    before = sorted(os.listdir(tmp_path))
+    for name, words in (("image.png", "is a file"), ("tokens", "the kind 'tokens', not 'thing'"), ("program", "another program"),
+                        ("list", "another program"), ("broken", "another program")):  # fmt: skip
+        for resume in (False, True):
+            with pytest.raises(CytosaeError, match=words), commit_folder(
+                tmp_path / name, kind="thing", version=1, inputs={}, config={}, resume=resume
+            ):  # fmt: skip
+                raise AssertionError("the work began")
+    assert sorted(os.listdir(tmp_path)) == before
+    assert (tmp_path / "image.png").read_text() == "mine"
+    assert (tmp_path / "tokens" / "a").read_text() == "hours of work"
+
+
+def test_what_came_to_the_place_while_the_work_went_on_is_not_replaced(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CytosaeError, match="is a file"),
+        commit_folder(tmp_path / "a", kind="thing", version=1, inputs={}, config={}) as (folder, _),
+    ):
+        (folder / "a.txt").write_text("new")
+        (tmp_path / "a").write_text("mine")
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_a_resumable_work_that_finished_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    for finished in (False, True):
+        with (
+            pytest.raises(ZeroDivisionError),
+            commit_folder(tmp_path / "a", kind="thing", version=1, inputs={}, config={}, resume=True) as (folder, _),
+        ):
+            if finished:
+                (folder / "part").write_text("one")
+            raise ZeroDivisionError
+        assert bool(os.listdir(tmp_path)) == finished
+
+
+def test_only_a_table_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
+    table = pa.table({"a": [1]})
+    write_table(tmp_path / "t.parquet", table, kind="one", version=1)
+    write_table(tmp_path / "t.parquet", table, kind="one", version=1)
+    (tmp_path / "text").write_text("mine")
+    for name, kind, words in (("t.parquet", "two", "the kind 'one'"), ("text", "one", "another file")):
+        with pytest.raises(CytosaeError, match=words):
+            write_table(tmp_path / name, table, kind=kind, version=1)
+    assert (tmp_path / "text").read_text() == "mine"
+
+
+def test_a_manifest_without_what_is_asked_of_it_gets_one_sentence(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(CytosaeError, match=r"manifest\.json lacks 'grid'; make the thing again"):
+        read_manifest(tmp_path / "a", "thing", 1)["grid"]
+    content = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    del content["files"]
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(CytosaeError, match="lacks the list of its files"):
+        read_manifest(tmp_path / "a", "thing", 1)
+
+
 def test_another_configuration_is_other_work(tmp_path: Path) -> None:
     make(tmp_path / "a", recipe="x")
     assert same_work(tmp_path / "a", "thing", {}, {"recipe": "x"})

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cytosae import CytosaeError, extract_tokens, fit, load_sae
+from cytosae._errors import UsageError
 from cytosae.cells import build_cells, bundled_path
 from cytosae.training import override
 from cytosae.training._calibrate import calibrate_threshold
@@ -158,6 +159,12 @@ def test_tokens_that_are_all_equal_teach_nothing(tmp_path: Path, cell_folder: Pa
     store = extract_tokens(cells, PatchColours(), tmp_path / "t")  # type: ignore[arg-type]
     with pytest.raises(CytosaeError, match="nothing to learn"):
         fit(store, cells, override("small", TINY), tmp_path / "sae", where=(), heldout=())
+
+
+def test_more_codes_than_latents_are_refused(table: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="k=99999 is more than the"):
+        train(table, tmp_path / "s", "k=99999")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_blend_that_would_be_ignored_is_refused() -> None:

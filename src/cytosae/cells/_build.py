@@ -21,7 +21,7 @@ from cytosae.cells._parts import PART_ROWS, Parts, TableWriter, table_schema
 from cytosae.cells._same import duplicate_groups
 from cytosae.cells._table import KIND, Cells, read_cells
 from cytosae.cells.layouts import LayoutOptions, Source, open_source
-from cytosae.storage import working_folder
+from cytosae.storage import refuse_other_table, working_folder
 
 #: Columns that every table built from images carries behind those of the source.
 OWN = {"file_header": pa.string(), "file_bytes": pa.int64(), "near_duplicate_group": pa.int64()}
@@ -113,6 +113,9 @@ def build_table(
     if on_error not in ("quarantine", "fail"):
         raise UsageError(f"--on-error {on_error!r} is unknown; use quarantine or fail.")
     source, out, cut, options = Path(source), Path(out), cut or Cut(), options or LayoutOptions()
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder; give --out a file, such as {out / 'cells.parquet'}.")
+    refuse_other_table(out, KIND)
     found = open_source(source, layout, options)
     n, listing = _listing(found)
     config = {"layout": found.layout, "on_error": on_error, "passed_over": dict(sorted(found.passed_over.items()))}

@@ -17,7 +17,9 @@ from cytosae._progress import enable_progress
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def verb(name: str, *, compute: bool = True, out: str | None = None) -> Callable[[F], click.Command]:
+def verb(
+    name: str, *, compute: bool = True, device: bool = True, out: str | None = None
+) -> Callable[[F], click.Command]:
     """Make a click command of a function, with the options that every verb has.
 
     Parameters
@@ -27,6 +29,8 @@ def verb(name: str, *, compute: bool = True, out: str | None = None) -> Callable
     compute
         Whether it has ``--device``, ``--threads`` and ``--seed`` (set up before the function runs; the function
         receives ``device`` and ``seed``).
+    device
+        Whether ``--device`` is among them; without, the verb computes on the processor.
     out
         Help of ``--out``; no such option where None.
     """
@@ -38,7 +42,8 @@ def verb(name: str, *, compute: bool = True, out: str | None = None) -> Callable
             enable_progress(not options.pop("quiet"))
             signal.signal(signal.SIGTERM, _terminated)
             if compute:
-                options["device"] = set_up(options["device"], options.pop("threads"))
+                chosen = set_up(options.pop("device", "cpu"), options.pop("threads"))
+                options |= {"device": chosen} if device else {}
             function(**options)
 
         command: Any = call
@@ -51,9 +56,10 @@ def verb(name: str, *, compute: bool = True, out: str | None = None) -> Callable
                 default=None,
                 help="Processor threads (default: all).",
             )(command)
-            command = click.option(
-                "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
-            )(command)
+            if device:
+                command = click.option(
+                    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+                )(command)
             command = click.option(
                 "--seed",
                 type=click.IntRange(0, 2**31 - 1),
@@ -77,7 +83,8 @@ def set_up(device: str, threads: int | None) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=torch.device(device))
+        if torch.zeros(1, device=torch.device(device)).is_meta:
+            raise ValueError("meta tensors hold nothing")
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         raise UsageError(f"The device {device!r} is not available here; use --device cpu.") from error
     return device

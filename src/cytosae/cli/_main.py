@@ -99,18 +99,13 @@ def run(arguments: list[str]) -> int:
         return _fail(str(error), 2 if error.usage else 1)
     except BrokenPipeError:
         return 1
-    except (
-        OSError,
-        MemoryError,
-        RuntimeError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except Exception as error:
         if debug:
             raise
+        if isinstance(error, ImportError):
+            return _fail(f"A library does not load ({error}); 'cytosae doctor' says what is missing.", 1)
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            return _fail("There is not enough memory for this; close other programs, or ask for something smaller.", 1)
         first = (str(error).splitlines() or [""])[0]
         return _fail(
             f"Something unforeseen went wrong ({type(error).__name__}: {first}); "

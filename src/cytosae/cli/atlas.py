@@ -9,7 +9,7 @@ import click
 from cytosae.cli._common import done, find_cells, verb
 
 
-@verb("atlas", out="The atlas (a folder) to write.")
+@verb("atlas", device=False, out="The atlas (a folder) to write.")
 @click.argument("index", type=click.Path(path_type=Path))
 @click.option("--sae", type=click.Path(path_type=Path), required=True, help="The dictionary of INDEX.")
 @click.option(
@@ -17,9 +17,7 @@ from cytosae.cli._common import done, find_cells, verb
 )
 @click.option("--clusters", type=click.IntRange(2), default=24, show_default=True, help="Clusters of concepts.")
 @click.option("--neighbours", type=click.IntRange(1), default=10, show_default=True, help="Nearest concepts kept.")
-def command(
-    index: Path, sae: Path, cells: Path | None, clusters: int, neighbours: int, out: Path, device: str, seed: int
-) -> None:
+def command(index: Path, sae: Path, cells: Path | None, clusters: int, neighbours: int, out: Path, seed: int) -> None:
     """Lay the concepts of INDEX out on a map, with neighbours, clusters and suggested captions."""
     from cytosae.cells import read_cells
     from cytosae.concepts import ConceptIndex, make_atlas

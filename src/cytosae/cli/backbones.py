@@ -15,8 +15,8 @@ def command() -> None:
             state = "from the hub's cache" if info.name == "hf-hub" else "your file (--weights)"
         else:
             state = "present" if info.present() else "not installed"
-        done(f"{info.name:12} {info.sizes}; {state}")
-        done(f"{'':12} {info.licence}")
-        done(f"{'':12} {info.origin}")
-        for file, sha256 in info.sha256.items() or [("", "unknown")]:
-            done(f"{'':12} sha256 {f'of {file} ' if file else ''}{sha256}")
+        done(f"{info.name:15} {info.sizes}; {state}")
+        done(f"{'':15} {info.licence}")
+        done(f"{'':15} {info.origin}")
+        for file, sha256 in info.sha256.items() or ([] if info.present else [("", "unknown")]):
+            done(f"{'':15} sha256 {f'of {file} ' if file else ''}{sha256}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -148,11 +148,12 @@ def merge(tables: tuple[Path, ...], out: Path) -> None:
 class _Cells(click.Command):
     """The verb itself, or one of its two words where the first argument names it (a folder of that name: ``./merge``)."""
 
+    words: ClassVar[dict[str, click.Command]] = {"split": split, "merge": merge}
+
     def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None,
                      **extra: Any) -> click.Context:  # fmt: skip
-        words = {"split": split, "merge": merge}
-        if args and args[0] in words:
-            return words[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        if args and args[0] in self.words:
+            return self.words[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
         return read.make_context(info_name, args, parent, **extra)
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,18 +52,21 @@ def command(as_json: bool) -> None:
 
 def examine() -> list[Finding]:
     """Look at everything; never raises."""
-    return [
-        _python(),
-        _torch(),
-        _weights(),
-        _compiler(),
-        _processor(),
-        _gpu(),
-        _memory(),
-        _disk(),
-        _browser(),
-        _bundle(),
-    ]
+    torch = _torch()
+    looks = {"backbone weights": _weights, "C++ compiler": _compiler, "processor": _processor, "GPU": _gpu, "memory": _memory,
+             "disk": _disk, "browser": _browser, "bundled cells": _bundle}  # fmt: skip
+    return [_python(), torch, *(_looked(what, look, torch.state == "ok") for what, look in looks.items())]
+
+
+def _looked(what: str, look: Callable[[], Finding], torch_loads: bool) -> Finding:
+    """What a look found, or that it could not be taken."""
+    try:
+        return look()
+    except Exception as error:
+        if not torch_loads:
+            return Finding(what, "missing", "not looked at, since PyTorch does not load", "")
+        first = (str(error).splitlines() or [""])[0]
+        return Finding(what, "problem", f"cannot be looked at ({type(error).__name__}: {first})", "make setup")
 
 
 def _python() -> Finding:
@@ -98,8 +102,8 @@ def _weights() -> Finding:
 def _compiler() -> Finding:
     found = next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), None)
     if found:
-        return Finding("C++ compiler", "ok", f"{found} (not used yet)")
-    return Finding("C++ compiler", "missing", "none; nothing needs one yet", "")
+        return Finding("C++ compiler", "ok", f"{found}: the fast path of fit and index is built with it, once")
+    return Finding("C++ compiler", "missing", "none; fit and index are slower without it", "apt-get install g++")
 
 
 def _processor() -> Finding:

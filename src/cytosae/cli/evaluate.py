@@ -9,7 +9,7 @@ import click
 from cytosae.cli._common import done, verb, where_option
 
 
-@verb("evaluate", out="The folder of scorecard.json and scorecard.html to write.")
+@verb("evaluate", device=False, out="The folder of scorecard.json and scorecard.html to write.")
 @click.argument("target", metavar="SAE_OR_INDEX", type=click.Path(path_type=Path))
 @click.option(
     "--cells", type=click.Path(path_type=Path), help="The table of cells. [default: the one beside the index]"
@@ -33,7 +33,7 @@ from cytosae.cli._common import done, verb, where_option
 @where_option
 def command(
     target: Path, cells: Path | None, tokens: tuple[Path, ...], saes: tuple[Path, ...], frozen: Path | None, train_frozen: bool,
-    parts: str, fast: bool, open_test: bool, weights: Path | None, where: tuple[str, ...], out: Path, device: str, seed: int,
+    parts: str, fast: bool, open_test: bool, weights: Path | None, where: tuple[str, ...], out: Path, seed: int,
 ) -> None:  # fmt: skip
     """Score a dictionary beside its controls: raw dimensions, principal components, random directions.
 

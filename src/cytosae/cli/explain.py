@@ -33,8 +33,8 @@ def command(
 ) -> None:  # fmt: skip
     """Show which concepts each of IMAGES (files or folders) carries, and where: one picture an image, and explain.json.
 
-    What does not look like a single blood cell is left out, and the last line says so. Interrupted, it goes on where it
-    stopped when called again.
+    What does not look like a single blood cell is left out, and the last line says so; with another backbone or block than the
+    bundled dictionary's that is not judged. Interrupted, it goes on where it stopped when called again.
     """
     from cytosae.concepts import ConceptIndex, backbone_of, load_bundle
     from cytosae.reports import explain_files, subjects_of
@@ -58,4 +58,8 @@ def command(
         text += f"; {made.count('refused')} not like a single blood cell, not explained (--force explains them)"
     if made.count("unreadable"):
         text += f"; {made.count('unreadable')} could not be read"
+    if made.count("picture") and not made.count("unusual"):
+        text += (
+            "; whether they show single blood cells was not judged (only the backbone of the bundled dictionary can)"
+        )
     done(text + ".")

@@ -20,9 +20,7 @@ from cytosae.cli._common import done, find_cells, verb
     type=click.Path(path_type=Path),
     help="The cells.parquet the tokens were made from. [default: the one beside TOKENS]",
 )
-@click.option(
-    "--recipe", default="default", show_default=True, help="default, adapted, small, relu-l1 or cytosae-2025."
-)
+@click.option("--recipe", default="default", show_default=True, help="default, small, relu-l1 or cytosae-2025.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one field of the recipe; repeatable."
 )
@@ -111,7 +109,7 @@ def _members(chosen: Any, sweeps: Sequence[str], out: Path, seed: int) -> list[A
     for combination in itertools.product(*values):
         pairs = dict(zip(keys, combination, strict=True))
         own_seed = pairs.pop("seed", str(seed))
-        if not own_seed.isdigit():
+        if not own_seed.isdecimal():
             raise UsageError(f"--sweep seed={own_seed}: a seed is a whole number.")
         name = "_".join(f"{k}-{v.replace('/', ':')}" for k, v in zip(keys, combination, strict=True))
         members.append(Member(out / name, replace(chosen, [f"{k}={v}" for k, v in pairs.items()]), int(own_seed)))

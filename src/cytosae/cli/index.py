@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -45,6 +46,8 @@ def command(
     from cytosae.storage import read_parquet_record
     from cytosae.tokens import TokenStore
 
+    if not all(math.isfinite(t) for t in thresholds):
+        raise UsageError("--threshold wants a number, 0 or more.")
     table, dictionary = read_cells(cells), load_sae(chosen_sae(sae, "index"), device=device)
     stores = [TokenStore(path) for path in tokens]
     if sae is None:

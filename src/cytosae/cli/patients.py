@@ -10,7 +10,7 @@ import click
 from cytosae.cli._common import chosen_sae, done, find_cells, verb
 
 
-@verb("patients", out="The folder of profiles, differential concepts, classification and model to write.")
+@verb("patients", device=False, out="The folder of profiles, differential concepts, classification and model to write.")
 @click.argument("index", type=click.Path(path_type=Path))
 @click.option("--target", default="diagnosis", show_default=True, help="Column of the cells to tell apart.")
 @click.option(
@@ -49,7 +49,7 @@ from cytosae.cli._common import chosen_sae, done, find_cells, verb
 def describe(
     index: Path, target: str, cells: Path | None, tokens: Path | None, sae: Path | None, sae_cells: Path | None, folds: int,
     repeats: int, quantile: float | None, fixed_folds: Path | None, models: str, exclude: Path | None, block: tuple[str, ...],
-    pairwise: bool, layer: str | None, out: Path, device: str, seed: int,
+    pairwise: bool, layer: str | None, out: Path, seed: int,
 ) -> None:  # fmt: skip
     """Describe patients by the concepts of their cells, compare diagnoses, and measure how well they are told apart.
 

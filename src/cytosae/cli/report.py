@@ -9,10 +9,10 @@ import click
 from cytosae.cli._common import done, verb
 
 
-@verb("report")
+@verb("report", device=False)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The page to write. [default: report.html in RUN]")
-def command(run: Path, out: Path | None, device: str, seed: int) -> None:
+def command(run: Path, out: Path | None, seed: int) -> None:
     """Write one self-contained report.html of RUN, a folder with cells.parquet, tokens/, sae/ and index/.
 
     Measures the controls first (controls.json), where the indexed cells carry at least two labels.

@@ -18,7 +18,7 @@ from cytosae.evaluation._context import Context
 from cytosae.evaluation._frozen import train_frozen
 from cytosae.evaluation._split import usable_cells
 from cytosae.sae import KIND as SAE
-from cytosae.sae import SparseAutoencoder, load_sae
+from cytosae.sae import SparseAutoencoder, find_sae, load_sae
 from cytosae.storage import artifact_hash, is_artifact, read_parquet_record
 from cytosae.tokens import TokenStore
 
@@ -73,6 +73,7 @@ def open_context(
     """
     paths = {"out": out}
     conditions = list(where)
+    target, more = find_sae(target), [find_sae(p) for p in more]
     if is_artifact(target, INDEX):
         index = ConceptIndex(target)
         paths["index"] = target

@@ -188,7 +188,7 @@ def _diagnosis(data: Any, name: str) -> DiagnosisSpec:
     if not isinstance(wanted, Mapping) or not all(isinstance(v, Mapping) for v in wanted.values()):
         raise UsageError(f"'fixed' of {name} must give column: {{value: cells}}.")
     for column, values in wanted.items():
-        fixed[str(column)] = {str(v): _cells(n, f"fixed {column} {v}", name) for v, n in values.items()}
+        fixed[str(column)] = {_value(v): _cells(n, f"fixed {column} {v}", name) for v, n in values.items()}
     within: dict[str, dict[str, dict[str, float]]] = {}
     wanted = data.get("within") or {}
     nested = [v for columns in wanted.values() if isinstance(columns, Mapping) for v in columns.values()] if isinstance(
@@ -201,12 +201,17 @@ def _diagnosis(data: Any, name: str) -> DiagnosisSpec:
                 f"'within' of {name} names {str(label)!r}, which its mixture lacks{nearest(str(label), mixture)}."
             )
         within[str(label)] = {
-            str(column): {str(v): _positive(w, f"within {label} {column} {v}", name) for v, w in values.items()}
+            str(column): {_value(v): _positive(w, f"within {label} {column} {v}", name) for v, w in values.items()}
             for column, values in columns.items()
         }
     code = _text(data["code"], "code", name)
     n_patients = _whole(data["n_patients"], "n_patients", name, 1)
     return DiagnosisSpec(code, _text(data["name"], "name", name), n_patients, mixture, fixed, within)
+
+
+def _value(key: Any) -> str:
+    """A value of a column as the table has it: YAML takes a bare yes or no for true or false."""
+    return ("yes" if key else "no") if isinstance(key, bool) else str(key)
 
 
 def _batch(data: Any, codes: list[str], name: str) -> BatchSpec:

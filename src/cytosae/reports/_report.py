@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from cytosae._errors import CytosaeError
+from cytosae._errors import CytosaeError, UsageError
 from cytosae._progress import say
 from cytosae.evaluation import measure_controls
 from cytosae.reports._facts import about_run, quality
@@ -37,7 +37,11 @@ def write_report(run: Path | str, out: Path | str | None = None, *, seed: int = 
     ------
     CytosaeError
         An artifact is missing or has changed, or they do not belong together.
+    UsageError
+        `out` is no page.
     """
+    if out is not None and Path(out).suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{out} is no page; give --out a file that ends in .html.")
     folder = Run(Path(run))
     _check(folder)
     if len(folder.index.manifest["labels"]) >= 2:

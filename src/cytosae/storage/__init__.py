@@ -12,7 +12,7 @@ from cytosae.storage._manifest import (
     same_work,
     write_json,
 )
-from cytosae.storage._parquet import read_parquet_record, read_table, write_table
+from cytosae.storage._parquet import is_own_parquet, read_parquet_record, read_table, refuse_other_table, write_table
 
 __all__ = [
     "Manifest",
@@ -25,9 +25,11 @@ __all__ = [
     "hash_file",
     "hash_json",
     "is_artifact",
+    "is_own_parquet",
     "read_manifest",
     "read_parquet_record",
     "read_table",
+    "refuse_other_table",
     "same_work",
     "working_folder",
     "write_json",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,16 @@ def commit_folder(
     """Give a working folder beside `target` and a dictionary of extra manifest keys; on success write the manifest and rename.
 
     With `resume` the working folder has a fixed name made of the work's identity (kind, inputs, config), so that an
-    interrupted run finds what it had finished. An older artifact at `target` is replaced whole, at the end.
+    interrupted run finds what it had finished. An older artifact of the same kind at `target` is replaced whole, at the end.
+
+    Raises
+    ------
+    CytosaeError
+        At `target` lies something else: a file, an artifact of another kind, or a folder with other files in it (said before any
+        work). Or the folder cannot be written, or the disk is full.
     """
     with _writing(target):
+        _refuse_other(target, kind)
         if resume:
             folder = working_folder(target, kind=kind, inputs=inputs, config=config)
         else:
@@ -67,10 +75,13 @@ def commit_folder(
             write_json(folder / "manifest.json", manifest)
             flush(folder / "manifest.json")
             flush(folder)
-            _swap(folder, target)
+            _swap(folder, target, kind)
         except BaseException:
             if not resume:
                 shutil.rmtree(folder, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    folder.rmdir()  # only where nothing was finished
             raise
 
 
@@ -96,19 +107,30 @@ def working_folder(target: Path, *, kind: str, inputs: dict[str, str], config: d
     return target.parent / f".{target.name}.{identity}.partial"
 
 
-def _swap(folder: Path, target: Path) -> None:
+def _refuse_other(target: Path, kind: str) -> None:
+    """Only an artifact of the same kind, or an empty folder, may be replaced."""
+    if target.is_file():
+        raise CytosaeError(f"{target} is a file, and would be lost; choose another --out.")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not (target / "manifest.json").exists():
+        raise CytosaeError(
+            f"{target} is a folder with other files in it, not an artifact of CytoSAE; choose another --out."
+        )
+    try:
+        found = json.loads((target / "manifest.json").read_text("utf-8")).get("kind")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    if found != kind:
+        what = f"an artifact of the kind {found!r}" if isinstance(found, str) else "a folder of another program"
+        raise CytosaeError(f"{target} is {what}, not {kind!r}, and would be lost; choose another --out.")
+
+
+def _swap(folder: Path, target: Path, kind: str) -> None:
     """Put `folder` at `target`; what stood there goes only after the new one is in place."""
     old = None
+    _refuse_other(target, kind)
     if target.exists() or target.is_symlink():
-        if (
-            target.is_dir()
-            and not target.is_symlink()
-            and not (target / "manifest.json").exists()
-            and any(target.iterdir())
-        ):
-            raise CytosaeError(
-                f"{target} is a folder with other files in it, not an artifact of CytoSAE; choose another --out."
-            )
         old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
         os.rename(target, old)
     try:

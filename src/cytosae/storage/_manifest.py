@@ -24,7 +24,11 @@ class Manifest:
     hash: str
 
     def __getitem__(self, key: str) -> Any:
-        return self.data[key]
+        try:
+            return self.data[key]
+        except KeyError:
+            kind = self.data.get("kind", "artifact")
+            raise CytosaeError(f"{self.folder / 'manifest.json'} lacks {key!r}; make the {kind} again.") from None
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key, or `default`."""
@@ -113,7 +117,9 @@ def read_manifest(folder: Path | str, kind: str, version: int, *, verify: bool =
             f"{folder} was written in version {data.get('version')} of the {kind} format, this program reads up to "
             f"{version}; update cytosae."
         )
-    for name, record in data.get("files", {}).items():
+    if not isinstance(data.get("files"), dict):
+        raise CytosaeError(f"{path} lacks the list of its files; make the {kind} again.")
+    for name, record in data["files"].items():
         if name.startswith("/") or ".." in name.split("/"):
             raise CytosaeError(f"{path} names a file outside its folder ({name}); do not use this artifact.")
         file = folder / name

@@ -40,10 +40,40 @@ def write_table(
     metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(record, sort_keys=True).encode()}
     table = table.replace_schema_metadata(metadata)
     if atomic:
+        refuse_other_table(path, kind)
         with commit_file(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
     else:
         pq.write_table(table, path, compression="zstd")
+
+
+def refuse_other_table(path: Path, kind: str) -> None:
+    """Only a table of the same kind may be replaced.
+
+    Raises
+    ------
+    CytosaeError
+        At `path` lies another file.
+    """
+    if not path.is_file():
+        return
+    try:
+        found = read_parquet_record(path).get("kind")
+    except CytosaeError:
+        found = None
+    if found != kind:
+        what = f"an artifact of the kind {found!r}" if found else "another file"
+        raise CytosaeError(
+            f"{path} is {what}, not a table of the kind {kind!r}, and would be lost; choose another --out."
+        )
+
+
+def is_own_parquet(path: Path | str) -> bool:
+    """Whether a file is a parquet artifact of CytoSAE."""
+    try:
+        return bool(read_parquet_record(path))
+    except CytosaeError:
+        return False
 
 
 def read_parquet_record(path: Path | str) -> dict[str, Any]:

@@ -117,6 +117,10 @@ def fit_many(
     for m in members:
         dense_start = m.recipe.model == "relu-l1"
         size = m.recipe.expansion * store.d_in // store.n_blocks
+        if m.recipe.k > size:
+            raise UsageError(
+                f"k={m.recipe.k} is more than the {size:,} latents of the dictionary; take a smaller k or a larger expansion."
+            )
         path = choose(device, store.d_in, size, products=m.recipe.products, dense_start=dense_start)
         config = {"recipe": m.recipe.as_dict(), "seed": m.seed, "order_seed": seed, "where": list(where), "heldout": list(heldout),
                   "path": path.name, "semantics": semantics(m.recipe), "threads": threads}  # fmt: skip

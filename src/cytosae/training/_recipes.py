@@ -86,7 +86,7 @@ class Recipe:
 
     name: str = "default"
     model: str = "batchtopk"
-    expansion: int = 4
+    expansion: int = 8
     k: int = 32
     levels: tuple[float, ...] = (1 / 16, 1 / 4)
     l1: float = 0.0
@@ -112,8 +112,8 @@ class Recipe:
     bias: str = "zero"
     normalise: str = "after"
     dead: str = "auxk"
-    dead_after: int = 30_000
-    aux_k: int = 64
+    dead_after: int = 10_000
+    aux_k: int = 256
     aux_weight: float = 1.0
     resample_every: int = 500
     products: str = "auto"
@@ -172,7 +172,6 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in [
         Recipe(),
-        Recipe(name="adapted", expansion=8, clusters=8, aux_k=256, dead_after=10_000),
         Recipe(
             name="small",
             expansion=2,
@@ -185,6 +184,7 @@ RECIPES: dict[str, Recipe] = {
             lr=1e-3,
             warmup=100,
             dead_after=100_000,
+            aux_k=64,
             aux_weight=1 / 32,
         ),
         Recipe(

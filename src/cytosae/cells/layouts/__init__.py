@@ -13,6 +13,7 @@ from cytosae.cells.layouts._folder import image_paths, read_folder
 from cytosae.cells.layouts._image_parquet import read_image_parquet
 from cytosae.cells.layouts._known import read_acevedo, read_aml_hehr, read_bmc, read_matek19, read_mll23
 from cytosae.cells.layouts._manifest import read_manifest_file
+from cytosae.storage import is_own_parquet
 
 #: name -> reader(source path, options) -> Source
 LAYOUTS: dict[str, Callable[[Path, LayoutOptions], Source]] = {
@@ -71,9 +72,9 @@ def _guess(source: Path) -> str:
 
 
 def _has_parquet(folder: Path) -> bool:
-    """Whether a parquet file lies in a folder; its names are looked through one by one, since they may be many."""
+    """Whether a parquet file of somebody else lies in a folder; its names are looked through one by one, since they may be many."""
     try:
         with os.scandir(folder) as listing:
-            return any(item.name.endswith(".parquet") for item in listing)
+            return any(item.name.endswith(".parquet") and not is_own_parquet(item.path) for item in listing)
     except OSError:
         return False

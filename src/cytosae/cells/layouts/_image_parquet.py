@@ -14,6 +14,7 @@ from cytosae.cells._image_store import ROW_MARK, ImageStore, bundled_path, open_
 from cytosae.cells._table import BUNDLED_ROOT
 from cytosae.cells.layouts._entry import Entry, LayoutOptions, Source, text
 from cytosae.cells.layouts._manifest import KNOWN, plain_type, rename, scale
+from cytosae.storage import is_own_parquet
 
 _SHARD = re.compile(r"^(?P<name>.+?)[-_.]\d{3,5}([-_]of[-_]\d{3,5})?$")
 _SPLITS = {"train": "train", "test": "test", "validation": "val", "valid": "val", "val": "val", "dev": "val"}
@@ -92,7 +93,7 @@ def _shards(source: Path) -> list[Path]:
     found = sorted(
         p for p in source.rglob("*") if p.suffix in (".parquet", ".arrow") and p.is_file()
         and not any(part.startswith(".") for part in p.relative_to(source).parts)
-        and not p.name.startswith("cache-")
+        and not p.name.startswith("cache-") and not is_own_parquet(p)
     )  # fmt: skip
     if not found:
         raise CytosaeError(
