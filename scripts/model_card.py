@@ -15,6 +15,8 @@ from cytosae.concepts import Bundle
 
 #: Suggestions and flags listed.
 N_SUGGESTED, N_TECHNICAL = 40, 40
+#: Scores with one of these words lie between 0 and 1.
+_SHARES = frozenset({"AP", "F1", "IoU", "accuracy", "found"})
 LIMITS = """- It reads tokens of the backbone and block named above and no others; `explain` checks this.
 - It has seen the cells of one laboratory, one stain and one microscope. On other origins concepts may mean something else, or
   nothing. `cytosae compare` shows how they move.
@@ -24,12 +26,12 @@ LIMITS = """- It reads tokens of the backbone and block named above and no other
 - Concepts are correlated with each other and with the labels; that one is strong in a cell does not say why.
 """
 
-_ABOUT_REPEATS = """An interval beside a score draws cells: it says how far the score of this very dictionary may lie from that on all such cells. The last
-column says what the same command gives when it trains again, with another seed or on another processor, where sums are rounded otherwise: the 95%
+_ABOUT_REPEATS = """An interval beside a score draws cells: it says how far the score of this very dictionary may lie from that on all such cells. The column
+*another training* says what the same command gives when it trains again, with another seed or on another processor, where sums are rounded otherwise: the 95%
 prediction interval for one more dictionary, from those that were scored.
 """
 
-_ABOUT_LONGER = """Beside it dictionaries that were trained for longer on the same tokens: the difference of the means over seeds, and its 95% interval (Welch).
+_ABOUT_LONGER = """The last column: dictionaries that were trained for longer on the same tokens: the difference of the means over seeds, and its 95% interval (Welch).
 """
 
 
@@ -130,7 +132,8 @@ def _scores(
             beside = f"{best.get('title', best['name'])}: {_interval(best)}" if best else "none"
             row = [section["title"], one["what"], _interval(one["dictionary"]), beside, one.get("verdict", "")]
             if len(again) > 2:
-                row.append(another_training(_of(again, (section["title"], one["what"]))))
+                share = any(word in _SHARES for word in one["what"].replace(",", " ").split())
+                row.append(another_training(_of(again, (section["title"], one["what"])), share=share))
             if len(again) > 2 and len(long) > 2:
                 found = compared[len(rows)]
                 row.append(f"{found[0]:+.3f} ({found[1]:+.3f} to {found[2]:+.3f})" if found else "")
@@ -182,8 +185,10 @@ def _about_longer(compared: Sequence[tuple[float, float, float] | None]) -> str:
     )
 
 
-def another_training(values: Sequence[float]) -> str:
+def another_training(values: Sequence[float], *, share: bool = False) -> str:
     """The 95% prediction interval for one more dictionary, as text: mean -/+ t(n - 1) s sqrt(1 + 1/n); empty for fewer than three.
+
+    Of a `share` only the part between 0 and 1.
 
     Whitmore 1986, "Prediction limits for a univariate normal observation", The American Statistician 40(2).
     """
@@ -193,7 +198,10 @@ def another_training(values: Sequence[float]) -> str:
     mean = sum(values) / n
     s = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
     reach = float(stats.t.ppf(0.975, n - 1)) * s * math.sqrt(1 + 1 / n)
-    return f"{mean - reach:.3g} to {mean + reach:.3g}"
+    low, high = mean - reach, mean + reach
+    if share:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return f"{low:.3g} to {high:.3g}"
 
 
 def _interval(value: Mapping[str, Any]) -> str:

@@ -100,7 +100,7 @@ def test_the_card_says_what_another_training_would_score(script: ModuleType) -> 
     # mean .8, s .1, t(2) = 4.303, sqrt(4/3): .8 -/+ .497
     assert (
         lines[-2]
-        == "| Attributes | best single concept, AP | 0.8 (0.79 to 0.81) | raw dimensions: 0.5 | better | 0.303 to 1.3 |"
+        == "| Attributes | best single concept, AP | 0.8 (0.79 to 0.81) | raw dimensions: 0.5 | better | 0.303 to 1 |"
     )
     assert "another training (4 dictionaries)" in lines[-4]
     alone = card._scores("Acevedo", scorecard(0.8))
@@ -124,7 +124,7 @@ def test_the_card_says_what_longer_training_would_score(script: ModuleType) -> N
     repeats, longer = [scorecard(0.7), scorecard(0.9)], [scorecard(v) for v in (0.9, 1.0, 1.1)]
     lines = card._scores("Acevedo", scorecard(0.8), repeats, longer)
     # means .8 and 1.0, s .1 each: t(4) = 2.776 times sqrt(.02 / 3)
-    assert lines[-2].endswith("| 0.303 to 1.3 | +0.200 (-0.027 to +0.427) |")
+    assert lines[-2].endswith("| 0.303 to 1 | +0.200 (-0.027 to +0.427) |")
     assert "trained for longer (3), less this (3)" in lines[-4]
     assert any("Of 1 scores the interval lies above 0 (longer is better) 0 times" in line for line in lines)
     far = [scorecard(v) for v in (1.9, 2.0, 2.1)]

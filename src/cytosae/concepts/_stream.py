@@ -154,12 +154,12 @@ def check_tokens(sae: SparseAutoencoder, store: TokenStore) -> None:
 def _other_backbone(wanted: dict[str, Any], found: dict[str, Any]) -> str:
     name, other = str(wanted.get("name")), str(found.get("name"))
     if name != other:
-        return (
-            f"The tokens are of {other}, but the dictionary reads {name}; extract them with --backbone {name}, or give another dictionary."
-        )
+        return f"The tokens are of {other}, but the dictionary reads {name}; extract them with --backbone {name}, or give another dictionary."
     differ = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
     sides = (", ".join(f"{key} {str(record.get(key))[:12]}" for key in differ) for record in (found, wanted))
-    return "The tokens are of {0} with {1}, but the dictionary reads {0} with {2}; extract them again with its own.".format(name, *sides)
+    return "The tokens are of {0} with {1}, but the dictionary reads {0} with {2}; extract them again with its own.".format(
+        name, *sides
+    )
 
 
 def backbone_of(sae: SparseAutoencoder, device: str, weights: Path | str | None = None) -> tuple[Backbone, Layer]:
