@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cytosae.cells import bundled_path
+from cytosae.cells import bundled_path, read_cells
 from cytosae.cli._main import run
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -123,9 +123,9 @@ def test_the_source_is_never_written_over(cli: Cli, cell_folder: Path, tmp_path:
 def test_a_table_beside_its_images_can_be_made_again(cli: Cli, cell_folder: Path) -> None:
     call = ("cells", cell_folder, "--out", cell_folder / "cells.parquet", "--quiet")
     assert cli(*call).returncode == 0
-    table = (cell_folder / "cells.parquet").read_bytes()
+    cells = read_cells(cell_folder / "cells.parquet").frame
     assert cli(*call).returncode == 0
-    assert (cell_folder / "cells.parquet").read_bytes() == table
+    assert read_cells(cell_folder / "cells.parquet").frame.equals(cells)
 
 
 def test_a_library_that_does_not_load_is_one_sentence(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from small_cohorts import SPEC
 
@@ -205,6 +206,16 @@ def test_a_wrong_specification_is_one_sentence(spec, words):
         parse_spec(spec)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_bare_yes_or_no_in_yaml_is_the_word():
+    text = json.dumps(
+        changed({"within": {"monocyte": {"half": {"YES": 4, "NO": 1}}}, "fixed": {"fine_label": {"YES": 1}}})
+    )
+    spec = parse_spec(yaml.safe_load(text.replace('"YES"', "yes").replace('"NO"', "no")))
+    changed_one = next(d for d in spec.diagnoses if d.within)
+    assert changed_one.within == {"monocyte": {"half": {"yes": 4, "no": 1}}}
+    assert changed_one.fixed == {"fine_label": {"yes": 1}}
 
 
 def test_the_command_line_says_that_tokens_are_to_be_extracted_anew(pictures, tmp_path, capsys):
