@@ -7,7 +7,7 @@ from cytosae.concepts._compare import agreement, compare_indices, draw_compariso
 from cytosae.concepts._draw import draw_maps, spread_map
 from cytosae.concepts._entropy import N_JUDGED, label_entropy
 from cytosae.concepts._explain import Explanation, explain, explain_pixels, rank_concepts, read_pixels
-from cytosae.concepts._index import KIND, VERSION, ConceptIndex
+from cytosae.concepts._index import KIND, VERSION, ConceptIndex, indexed_cells
 from cytosae.concepts._landscape import active_jaccard, draw_landscape, landscape_numbers
 from cytosae.concepts._maps import (
     class_token_codes,
@@ -67,6 +67,7 @@ __all__ = [
     "explain_pixels",
     "import_statistics",
     "index_concepts",
+    "indexed_cells",
     "infer_n_cells",
     "label_entropy",
     "landscape_numbers",

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae.cells import Cells
-from cytosae.concepts._index import ConceptIndex
+from cytosae.concepts._index import ConceptIndex, indexed_cells
 from cytosae.sae import SparseAutoencoder
 from cytosae.storage import commit_folder, write_table
 
@@ -147,15 +147,14 @@ def captions(
     """
     from scipy import stats  # takes a second to import
 
-    from cytosae.cells import select
-
-    frame = select(cells, index.manifest["config"]["where"]).set_index("cell_id")
+    frame = indexed_cells(index, cells).set_index("cell_id")
     shown = index.exemplars[index.exemplars["shown"].astype(bool)]
     of_latent = pd.Series(cluster, index=latents)
     shown = shown[shown["latent"].isin(latents)]
     pairs = pd.DataFrame({"cluster": shown["latent"].map(of_latent), "cell_id": shown["cell_id"]}).drop_duplicates()
     names = ["cluster", "column", "value", "n_with", "n", "share", "share_of_all", "lift", "p"]
     parts: list[pd.DataFrame] = []
+    n_tried = 0
     for column in (c for c in columns if c in frame and frame[c].notna().any()):
         known = frame[column].dropna().astype(str)
         totals = known.value_counts()
@@ -166,8 +165,11 @@ def captions(
         part["lift"] = part["share"] / part["share_of_all"]
         part["p"] = stats.hypergeom.sf(part["n_with"] - 1, len(known), part["value"].map(totals), part["n"])
         parts.append(part[names])
+        n_tried += mine["cluster"].nunique() * len(totals)
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names)
-    table["q"] = stats.false_discovery_control(table["p"]) if len(table) else pd.Series(dtype=float)
+    # a value that none of a cluster's exemplars has was tried too, at p = 1
+    p = np.concatenate([table["p"].to_numpy(np.float64), np.ones(n_tried - len(table))])
+    table["q"] = stats.false_discovery_control(p)[: len(table)] if len(table) else pd.Series(dtype=float)
     table = table[(table["q"] < 0.05) & (table["lift"] > 1)]
     return table.sort_values(["cluster", "p", "lift"], ascending=[True, True, False], ignore_index=True)
 

@@ -9,12 +9,34 @@ import pandas as pd
 import pyarrow as pa
 
 from cytosae._errors import CytosaeError, UsageError
+from cytosae.cells import Cells, select
 from cytosae.concepts._statistics import ConceptStatistics
 from cytosae.storage import read_manifest, read_table, write_table
 
 KIND, VERSION = "index", 2
 #: The exact sums and counts from which the tables were made: what merging needs.
 STATE = "statistics.safetensors"
+
+
+def wheres_of(index: ConceptIndex) -> list[list[str]]:
+    """The conditions by which the cells of an index were chosen: one list, or of a merged index one for each part."""
+    config = index.manifest["config"]
+    return [list(w) for w in config.get("wheres") or [config.get("where", [])]]
+
+
+def indexed_cells(index: ConceptIndex, cells: Cells) -> pd.DataFrame:
+    """The usable cells of a table that an index was made over.
+
+    Raises
+    ------
+    CytosaeError
+        The index was merged by a program that did not keep which cells its parts had.
+    """
+    if index.manifest["config"].get("merged") and "wheres" not in index.manifest["config"]:
+        raise CytosaeError(f"{index.folder} does not say which cells its parts had; merge them again.")
+    parts = [select(cells, where)["cell_id"] for where in wheres_of(index)]
+    usable = select(cells, [])
+    return usable[usable["cell_id"].isin(np.concatenate(parts))].reset_index(drop=True)
 
 
 class ConceptIndex:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cytosae._errors import CytosaeError, UsageError
-from cytosae.cells import Cells, select
-from cytosae.concepts._index import KIND, VERSION, ConceptIndex, write_tables
+from cytosae.cells import Cells
+from cytosae.concepts._index import KIND, VERSION, ConceptIndex, indexed_cells, wheres_of, write_tables
 from cytosae.concepts._tables import tables
 from cytosae.storage import commit_folder
 
@@ -40,7 +40,7 @@ def merge_indices(indices: Sequence[ConceptIndex], cells: Cells, out: Path | str
         check_alike(first, other)
     if first.manifest["inputs"]["cells"] != cells.hash:
         raise CytosaeError(f"{first.folder} was not made over the table given; give the table it was made from.")
-    ids = [select(cells, index.manifest["config"]["where"])["cell_id"].to_numpy(np.int64) for index in indices]
+    ids = [indexed_cells(index, cells)["cell_id"].to_numpy(np.int64) for index in indices]
     whole_ids, times = np.unique(np.concatenate(ids), return_counts=True)
     if (times > 1).any():
         raise CytosaeError(
@@ -52,7 +52,8 @@ def merge_indices(indices: Sequence[ConceptIndex], cells: Cells, out: Path | str
     frame = cells.frame[cells.frame["cell_id"].isin(whole_ids)].reset_index(drop=True)
     inputs = {**{k: v for k, v in first.manifest["inputs"].items() if not k.startswith("tokens")},
               **{f"index-{i}": index.hash for i, index in enumerate(indices)}}  # fmt: skip
-    config = {**first.manifest["config"], "where": [], "cells_matrix": False, "merged": [i.hash for i in indices]}
+    config = {**first.manifest["config"], "where": [], "wheres": [w for i in indices for w in wheres_of(i)], "cells_matrix": False,
+              "merged": [i.hash for i in indices]}  # fmt: skip
     with commit_folder(out, kind=KIND, version=VERSION, inputs=inputs, config=config) as (folder, extra):
         write_tables(folder, tables(whole, frame, first.semantics), inputs, whole)
         kept = ("n_latents", "n_quarantined", "backbone", "layer", "preprocessing", "precision", "token_kinds")

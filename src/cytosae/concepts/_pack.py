@@ -15,13 +15,13 @@ import scipy.sparse as sp
 from PIL import Image
 
 from cytosae._errors import CytosaeError
-from cytosae.cells import Cells, ImageReader, decode_image, select
+from cytosae.cells import Cells, ImageReader, decode_image
 from cytosae.concepts._atlas import MIN_CELLS, captions
 from cytosae.concepts._bundle import VERSION
 from cytosae.concepts._cells_by_concepts import read_cells_by_concepts
 from cytosae.concepts._index import KIND as INDEX_KIND
 from cytosae.concepts._index import VERSION as INDEX_VERSION
-from cytosae.concepts._index import ConceptIndex, write_tables
+from cytosae.concepts._index import ConceptIndex, indexed_cells, write_tables
 from cytosae.concepts._reference import Reference, shorten, write_reference
 from cytosae.concepts._unusual import KnownCells
 from cytosae.sae import SparseAutoencoder
@@ -113,7 +113,7 @@ def pack_reference(
     CytosaeError
         A data set without credit.
     """
-    frame = select(cells, index.manifest["config"]["where"]).set_index("cell_id")
+    frame = indexed_cells(index, cells).set_index("cell_id")
     lacking = sorted(set(frame["dataset"].astype(str)) - set(credits))
     if lacking:
         raise CytosaeError(f"The cells of {lacking[0]} have no credit; say whose they are and under which licence.")

@@ -79,6 +79,15 @@ class StoredTokens:
             )
         return out
 
+    def cells_in(self, store_hash: str, frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
+        """Which cells of some rows have their tokens in the store of that hash; bool [n], none where it is not among them."""
+        found = np.zeros(len(frame), bool)
+        for store, source in zip(self.stores, self.sources, strict=True):
+            if store.hash == store_hash:
+                ids, mine = _ids_in(frame, source)
+                found |= mine & np.isin(ids, store.cell_ids)
+        return found
+
     def verify(self, checked: set[str], frame: pd.DataFrame) -> None:
         """Hash the shards that hold these cells, each once, and refuse one that has changed.
 

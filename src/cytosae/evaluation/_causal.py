@@ -32,7 +32,7 @@ _FITTED_FAST, _TYPES_FAST, _ATTRIBUTES_FAST, _WITH_FAST, _WITHOUT_FAST = 200, 3,
 class Causal:
     """Removing, keeping and steering concepts with the dictionary's error left in place; PatchSAE's class-wise curve."""
 
-    name, version = "causal", 2
+    name, version = "causal", 3
     title = "Causal effect"
     question = "Does what the network says of a cell change when a concept is taken away or added, and only in that respect?"  # fmt: skip
 

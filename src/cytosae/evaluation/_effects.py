@@ -196,8 +196,15 @@ def _typical(context: Context, latent: int, target: Target) -> float:
     return float(values[values > 0].mean()) if (values > 0).any() else 1.0
 
 
+#: Choosing cells, of those with a target and of those without, whose patches make the mean tokens.
+_MEAN_CELLS = 200
+
+
 def _mean_token(context: Context, target: Target, has: bool) -> torch.Tensor:
-    rows = np.flatnonzero(target.choose & (target.positive == has))[:64]
+    rows = np.flatnonzero(target.choose & (target.positive == has))
+    if len(rows) > _MEAN_CELLS:  # drawn: the first ones of a table are of one data set
+        rng = np.random.Generator(np.random.Philox(key=[context.seed, 19 + has]))
+        rows = np.sort(rng.choice(rows, _MEAN_CELLS, replace=False))
     return read_all(context, rows)[:, [k == "patch" for k in context.tokens.stores[0].token_kinds]].flatten(0, 1).mean(0)  # fmt: skip
 
 

@@ -28,7 +28,7 @@ Variant = tuple[dict[str, Replace], dict[str, Replace], dict[str, dict[str, Repl
 class Fidelity:
     """Loss recovered between mean-ablation and the original, and the accuracy of k-NN and a linear probe, by read-out."""
 
-    name, version = "fidelity", 2
+    name, version = "fidelity", 3
     title = "Fidelity"
     question = (
         "Does the rest of the network still see the same cell when the reconstruction takes the place of the tokens?"
@@ -102,7 +102,7 @@ def _variants(context: Context) -> tuple[int, dict[str, Variant]]:
     samples = {"patch": context.sample, "class": context.read(_some(context, "choose", 4_000), "class").flatten(0, 1)}
     means = {kind: by_mean(sample.mean(0)) for kind, sample in samples.items()}
     with torch.inference_mode():
-        few = samples[kinds[0]][:4_096]
+        few = samples[kinds[0]][:: max(1, len(samples[kinds[0]]) // 4_096)]  # of all its cells
         n = max(1, min(round(float((context.sae.encode(few) > 0).sum(1).float().mean())), context.sae.d_in - 1))
     ways: dict[str, dict[str, Replace]] = {
         "dictionary": {k: by_sae(context.sae) for k in kinds},

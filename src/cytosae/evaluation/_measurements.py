@@ -84,7 +84,7 @@ def questions_of(frame: pd.DataFrame, measured: dict[str, Floats], half: Array) 
     """All that can be asked of these cells with `MIN_CELLS` on each side in each half (bool [n]).
 
     Data sets are told apart within a common label; slides (or patients, where no slide is known) and measurements within a
-    label of one data set. A measurement asks for the upper against the lower half of its stratum.
+    label of one data set; cells without a common label take no part. A measurement asks for the upper against the lower half of its stratum.
     """
     label, origin = common_labels(frame), origins(frame)
     within = np.char.add(np.char.add(origin, ": "), label)
@@ -93,7 +93,7 @@ def questions_of(frame: pd.DataFrame, measured: dict[str, Floats], half: Array) 
     column = next((c for c in ("slide", "patient") if c in frame and frame[c].notna().any()), None)
     if column is not None:
         slide = frame[column].astype("string").fillna("").to_numpy(str)
-        known = slide != ""
+        known = (slide != "") & (label != "")
         # a slide is compared with other slides of its own data set
         out += [Question("slide", str(v), slide == v, _strata(within, known, slide == v, half), False) for v in np.unique(slide[known])]  # fmt: skip
     size = frame["width"].to_numpy(np.float64) * frame["height"].to_numpy(np.float64)
@@ -102,7 +102,7 @@ def questions_of(frame: pd.DataFrame, measured: dict[str, Floats], half: Array) 
         for one in np.unique(within):
             at = within == one
             high[at] = values[at] > np.median(values[at])
-        out.append(Question(name, "", high, _strata(within, np.ones(len(frame), bool), high, half), True))
+        out.append(Question(name, "", high, _strata(within, label != "", high, half), True))
     return [q for q in out if (q.stratum >= 0).any()]
 
 

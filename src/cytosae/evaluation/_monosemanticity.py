@@ -25,7 +25,7 @@ _CELLS, _CELLS_FAST, EXEMPLARS, A_PATIENT = 1_500, 300, 8, 2
 class Monosemanticity:
     """Mean pairwise similarity of exemplars under EfficientNet-Lite0, beside random pairs and pairs of the same labels."""
 
-    name, version = "monosemanticity", 1
+    name, version = "monosemanticity", 2
     title = "Monosemanticity"
     question = "Do the exemplars of a concept look alike to an independent network, more than their labels alone make them?"  # fmt: skip
 
@@ -115,7 +115,8 @@ def judged(context: Context, rows: Array, E: Floats) -> dict[str, Any]:
 
 def exemplars(context: Context, X: Array, rows: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The units with `EXEMPLARS` exemplars among some cells, and these: int64 [n], [n, `EXEMPLARS`] (numbers within `rows`)."""
-    single, patient = _groups(context, rows, ("near_duplicate_group", "source_field")), _groups(context, rows, ("patient", "slide"))  # fmt: skip
+    limits = {"near_duplicate_group": 1, "source_field": 1, "patient": A_PATIENT, "slide": A_PATIENT}
+    groups = [(_groups(context, rows, column), limit) for column, limit in limits.items()]
     units, found = [], []
     for unit in range(X.shape[1]):
         column = X[:, unit]
@@ -123,14 +124,13 @@ def exemplars(context: Context, X: Array, rows: Array) -> tuple[npt.NDArray[np.i
         if len(active) < EXEMPLARS:
             continue
         taken: list[int] = []
-        seen: set[int] = set()
-        times: dict[int, int] = {}
+        times: list[dict[int, int]] = [{} for _ in groups]
         for i in active[np.argsort(-column[active], kind="stable")].tolist():
-            if single[i] in seen or times.get(patient[i], 0) >= A_PATIENT:
+            if any(t.get(of[i], 0) >= limit for t, (of, limit) in zip(times, groups, strict=True)):
                 continue
             taken.append(i)
-            seen.add(single[i])
-            times[patient[i]] = times.get(patient[i], 0) + 1
+            for t, (of, _) in zip(times, groups, strict=True):
+                t[of[i]] = t.get(of[i], 0) + 1
             if len(taken) == EXEMPLARS:
                 units.append(unit)
                 found.append(taken)
@@ -171,14 +171,13 @@ def _kinds(context: Context, rows: Array) -> Array:
     return np.asarray(np.unique(names, return_inverse=True)[1])
 
 
-def _groups(context: Context, rows: Array, columns: tuple[str, ...]) -> list[int]:
+def _groups(context: Context, rows: Array, column: str) -> list[int]:
     """Number of the group of each cell; cells of no group are one each."""
     frame = context.frame.iloc[rows]
     names = np.array([f"cell {i}" for i in frame["cell_id"]], object)
-    for column in columns:
-        if column in frame:
-            known = frame[column].notna().to_numpy(bool)
-            names[known] = frame[column].astype("string").to_numpy(object)[known]
+    if column in frame:
+        known = frame[column].notna().to_numpy(bool)
+        names[known] = [f"group {value}" for value in frame[column].astype("string").to_numpy(object)[known]]
     return np.unique(names.astype(str), return_inverse=True)[1].tolist()  # type: ignore[no-any-return]
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from cytosae._errors import UsageError
 from cytosae.cells import read_cells, select
 from cytosae.concepts import KIND as INDEX
-from cytosae.concepts import ConceptIndex, check_tokens, merged_sources
+from cytosae.concepts import ConceptIndex, check_tokens, indexed_cells, merged_sources
 from cytosae.concepts._stream import StoredTokens
 from cytosae.evaluation._context import Context
 from cytosae.evaluation._frozen import train_frozen
@@ -72,12 +72,11 @@ def open_context(
         Something is no such artifact, or the parts do not fit together.
     """
     paths = {"out": out}
-    conditions = list(where)
+    index = None
     target, more = find_sae(target), [find_sae(p) for p in more]
     if is_artifact(target, INDEX):
         index = ConceptIndex(target)
         paths["index"] = target
-        conditions = [*index.manifest["config"].get("where", []), *conditions]
         made_from = index.manifest["inputs"]
         mine = [p for p in more if is_artifact(p, SAE) and artifact_hash(p) == made_from["sae"]]
         more = [p for p in more if p not in mine]
@@ -95,7 +94,10 @@ def open_context(
     dictionary = load_sae(sae)
     paths |= {"sae": sae, "cells": cells}
     stored = _stored(cells, [TokenStore(p) for p in tokens], dictionary)
-    frame, n_closed = usable_cells(select(table, conditions), open_test)
+    wanted_cells = select(table, list(where))
+    if index is not None:
+        wanted_cells = wanted_cells[wanted_cells["cell_id"].isin(indexed_cells(index, table)["cell_id"])]
+    frame, n_closed = usable_cells(wanted_cells.reset_index(drop=True), open_test)
     if fast and len(frame) > FAST_CELLS:
         frame = _some(frame, seed)
     control = load_sae(frozen) if frozen is not None else None

@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float32]
 POOLINGS = ("max", "mean", "class")
 #: Values held at once.
 _VALUES = 2**25
-VERSION = 1
+VERSION = 2
 
 
 def pooled(
@@ -57,7 +57,7 @@ def pooled(
     float32 [n_cells, n_units], mapped, not loaded.
     """
     wanted = ("class",) if pooling == "class" else ("max", "mean")
-    ids = hash_json(frame["cell_id"].astype(int).tolist())
+    ids = hash_json([frame["cell_id"].astype(int).tolist(), frame["sha256"].astype(str).tolist()])
     keys = {p: hash_json([VERSION, units.key, units.n_units, tokens_key, ids, p]) for p in wanted}
     found = _read(cache, units.name, pooling, keys[pooling], (len(frame), units.n_units))
     if found is not None:

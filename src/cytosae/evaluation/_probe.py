@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float64]
 
 #: Penalty of the logistic probes: 1/2 |w|^2 on standardised features, beside the sum of log losses.
 _PENALTY = 1.0
-#: Penalties of the full probe, times the number of cells.
+#: Penalties of the full probe, times the number of cells and a hundredth of the number of units (features are standardised).
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _COLUMNS = 1024
 

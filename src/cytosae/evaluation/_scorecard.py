@@ -118,7 +118,8 @@ def _kept(context: Context, section: Section) -> dict[str, Any] | None:
         found = dict(json.loads(_path(context, section).read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return found if found.get("key") == _key(context, section) else None
+    files = [context.out / name for name in found.get("files", [])]
+    return found if found.get("key") == _key(context, section) and all(f.is_file() for f in files) else None
 
 
 def _plain(value: Any) -> Any:

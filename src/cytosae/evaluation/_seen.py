@@ -30,9 +30,12 @@ def cells_seen(context: Context) -> dict[str, Any]:
     if where is None or not ({inputs.get("cells"), inputs.get("tokens")} & same):
         return _answer(None, len(scored), "it was trained on another table, whose cells may be among these")
     try:
-        trained = select(context.cells, where)["cell_id"].to_numpy(np.int64)
+        chosen = select(context.cells, where)
     except CytosaeError:
         return _answer(None, len(scored), "this table lacks the column by which its training cells were chosen")
+    if inputs.get("cells") != context.inputs["cells"]:  # known by its tokens: of a merged table only those cells
+        chosen = chosen[context.tokens.cells_in(str(inputs.get("tokens")), chosen)]
+    trained = chosen["cell_id"].to_numpy(np.int64)
     return _answer(
         int(np.isin(scored, trained).sum()), len(scored), f"training took {' and '.join(where) or 'all cells'}"
     )

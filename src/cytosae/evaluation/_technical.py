@@ -50,7 +50,7 @@ class Judged:
 class Technical:
     """On-cell share, a test of position, and what tells data set, slide, focus, cast, border or crop size within a type."""
 
-    name, version = "technical", 1
+    name, version = "technical", 2
     title = "Technical concepts"
     question = "Which concepts speak of the picture (its place, focus, colour, border, slide or source) rather than of the cell?"  # fmt: skip
 
@@ -101,6 +101,7 @@ class Technical:
                   "concepts that fire": int(judged["dictionary"].alive.sum()),
                   "concepts flagged": int(_any(judged["dictionary"]).sum())},
             "notes": notes, "n_configurations": len(questions) * int(judged["dictionary"].alive.sum()),
+            "files": ["technical.parquet"],
         }  # fmt: skip
 
     @staticmethod

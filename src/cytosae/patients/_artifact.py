@@ -23,6 +23,7 @@ from cytosae.patients._differential import DifferentialConfig, differential
 from cytosae.patients._likeness import Likeness
 from cytosae.patients._lineage import cells_seen
 from cytosae.patients._linear import LinearModel, load_model, save_model
+from cytosae.patients._mil import mil_is_there
 from cytosae.patients._plan import FixedFolds
 from cytosae.patients._profiles import profile_patients, read_profiles, write_profiles
 from cytosae.patients._protocol import ClassifyConfig
@@ -132,7 +133,8 @@ def write_patients(
     config = {"target": target, "classification": asdict(protocol), "differential": asdict(comparison),
               "semantics": "default", "sae_saw_these_cells": seen,
               "folds_from": fixed.record if fixed else None,
-              "excluded_by": artifact_hash(Path(exclude)) if exclude else None}  # fmt: skip
+              "excluded_by": artifact_hash(Path(exclude)) if exclude else None,
+              "torchmil": store is not None and mil_is_there()}  # fmt: skip
     if same_work(out, KIND, inputs, config):
         say(f"patients: {out} is there already")
         return read_patients(out)

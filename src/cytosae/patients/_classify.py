@@ -98,7 +98,8 @@ def _classify(cohort: Cohort, config: ClassifyConfig, fixed: FixedFolds | None, 
         _check_drawn(classes, np.bincount(y_rows, minlength=len(classes)), config, cohort.target)
         folds = drawn_folds(y_rows, config.n_folds, config.n_repeats, config.seed)
     else:
-        fixed.check(patients, list(target) if cohort.target == "diagnosis" else patients)
+        if cohort.target == "diagnosis":
+            fixed.check(patients, list(target))
         folds = fixed.folds(patients)
         _check_fixed(folds, y_rows, classes, fixed.name)
     y = np.full(len(cohort.patients), -1, np.int64)

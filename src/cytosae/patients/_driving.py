@@ -166,11 +166,12 @@ def hit_cells(
 
     Returns
     -------
-    ``diagnosis``, ``against``, ``latent``, ``effect``, ``q`` of each hit (most certain first), then the columns of
-    `concept_cells`.
+    The columns of `concept_cells`, then ``comparison`` (the target that is compared), ``against``, ``latent``, ``effect`` and ``q`` of the hit;
+    most certain hit first.
     """
     hits = table[table["q"] < fdr].sort_values(["q", "p", "diagnosis", "latent"])
-    classes, names = cohort.classes, cohort.patients["patient"].astype(str).to_numpy(object)
+    classes = np.array([None if value is None or value != value else str(value) for value in cohort.classes], object)
+    names = cohort.patients["patient"].astype(str).to_numpy(object)
     known = cohort.patients[cohort.target].notna().to_numpy(bool)
     out = []
     for hit in hits.itertuples():

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae.patients._cohort import Cohort, Floats, Ints
-from cytosae.patients._profiles import CellValues, ProfileRule, build_profiles
+from cytosae.patients._profiles import CellValues, ProfileRule, build_profiles, threshold_patients
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def rarefied_profiles(cohort: Cohort, to: Rarefaction, rule: ProfileRule | None 
     rule = rule or ProfileRule()
     if not (cohort.n_cells >= to.n_cells).any():
         raise CytosaeError(f"No patient has {to.n_cells} cells (the most is {cohort.n_cells.max()}); rarefy to fewer.")
-    thresholds = CellValues(cohort.maximum, cohort.owner, len(cohort.patients)).thresholds(rule.quantile)
+    thresholds = CellValues(cohort.maximum, cohort.owner, len(cohort.patients)).thresholds(
+        rule.quantile, threshold_patients(cohort)
+    )
     shape = len(cohort.patients), cohort.maximum.shape[1]
     share, sd, presence, largest = np.full((4, *shape), np.nan)
     for patients, rows in cohort.blocks(1):

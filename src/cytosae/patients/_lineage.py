@@ -63,6 +63,8 @@ def cells_seen(
     if not _same_cells(cells, index, manifest):
         return {**unknown, "how": "trained on another table; give it with --sae-cells"}
     before = usable.assign(**{n: usable[f"source_{n}"] for n in ("patient", "diagnosis") if f"source_{n}" in usable})
+    if "true_label" in before:
+        before["label"] = before["true_label"]
     columns = [w.partition("=")[0].removesuffix("!").strip() for w in where]
     if not all(name in before.columns for name in columns):
         return {**unknown, "how": "the cohort lacks a column by which training cells were chosen"}

@@ -129,6 +129,7 @@ class _Statistic:
         if not self.studentised:
             return np.asarray(np.abs(inside @ self.centred[:, columns]))
         total, variance = np.zeros((2, len(inside), len(columns)))
+        whole = np.zeros(len(columns))
         for rows, k in self.free:
             x, n = self.centred[np.ix_(rows, columns)], len(rows)
             here = inside[:, rows]
@@ -137,7 +138,10 @@ class _Statistic:
             own = np.maximum(squares - sums**2 / k, 0) * k / max(k - 1, 1)
             other = np.maximum((x**2).sum(0) - squares - sums**2 / (n - k), 0) * (n - k) / max(n - k - 1, 1)
             variance += (1 - k / n) ** 2 * own + (k / n) ** 2 * other
-        return np.asarray(np.where(np.abs(total) > _TIE, np.abs(total) / np.sqrt(np.maximum(variance, _TIE**2)), 0.0))
+            whole += (x**2).sum(0)
+        # without any spread on either side what is left of the variance is rounding, and no two labellings would tie
+        least = np.maximum(1e-10 * whole, _TIE**2)
+        return np.asarray(np.where(np.abs(total) > _TIE, np.abs(total) / np.sqrt(np.maximum(variance, least)), 0.0))
 
 
 class _Counter:

@@ -135,7 +135,7 @@ def profile_patients(cohort: Cohort, rule: ProfileRule | None = None) -> Any:
     cohort
         From `read_cohort`.
     rule
-        How to count.
+        How to count. Thresholds are set on the patients whose target is known (on all where none is).
 
     Returns
     -------
@@ -147,7 +147,7 @@ def profile_patients(cohort: Cohort, rule: ProfileRule | None = None) -> Any:
     """
     rule = rule or ProfileRule()
     values = CellValues(cohort.maximum, cohort.owner, len(cohort.patients))
-    thresholds = values.thresholds(rule.quantile)
+    thresholds = values.thresholds(rule.quantile, threshold_patients(cohort))
     shares = values.shares(thresholds)
     del values
     largest, upper = order_statistics(cohort, rule.upper)
@@ -158,6 +158,11 @@ def profile_patients(cohort: Cohort, rule: ProfileRule | None = None) -> Any:
         "upper": upper,
     }
     return build_profiles(cohort, rule, shares, thresholds, layers)
+
+
+def threshold_patients(cohort: Cohort) -> Ints | None:
+    """The patients on whom thresholds are set: those with a known target, as the model sets them; all (None) where there is none."""
+    return cohort.judged if len(cohort.judged) else None
 
 
 def build_profiles(

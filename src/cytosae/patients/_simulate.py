@@ -67,7 +67,10 @@ def simulate_cohort(spec: CohortSpec | Path | str, cells: Cells, out: Path | str
 
 
 def draw_cohort(spec: CohortSpec, cells: Cells, seed: int) -> pd.DataFrame:
-    """The rows of a simulated cohort, by ``cell_id``; see `simulate_cohort`."""
+    """The rows of a simulated cohort, by ``cell_id``; see `simulate_cohort`.
+
+    Without ``reuse`` the cells that ``within`` asks for are dealt first, so that other diagnoses get what is left of them.
+    """
     pool = select(cells, spec.where).sort_values("cell_id")
     rng = _generator(seed, 0)
     reserved = _reserved(spec, pool)

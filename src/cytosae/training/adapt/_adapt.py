@@ -62,7 +62,7 @@ def adapt(
     where
         Conditions that choose the cells. Labels are not looked at; leave out what is to be scored as another laboratory.
     seed
-        Of everything random.
+        Of heads, order, masks and drops; the views of a cell are the same for every seed.
     bfloat16
         Whether to multiply in bfloat16; weights and moments stay float32.
 
