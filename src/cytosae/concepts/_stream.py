@@ -164,8 +164,12 @@ def _other_backbone(wanted: dict[str, Any], found: dict[str, Any]) -> str:
     name, other = str(wanted.get("name")), str(found.get("name"))
     if name != other:
         return f"The tokens are of {other}, but the dictionary reads {name}; extract them with --backbone {name}, or give another dictionary."
-    differ = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
-    sides = (", ".join(f"{key} {str(record.get(key))[:12]}" for key in differ) for record in (found, wanted))
+    flat = [{k: v for k, v in r.items() if k != "options"} | dict(r.get("options") or {}) for r in (found, wanted)]
+    differ = [key for key in sorted({*flat[0], *flat[1]}) if flat[0].get(key) != flat[1].get(key)]
+    sides = (
+        ", ".join(f"{key} {str(record.get(key))[: 12 if key == 'sha256' else None]}" for key in differ)
+        for record in flat
+    )
     return "The tokens are of {0} with {1}, but the dictionary reads {0} with {2}; extract them again with its own.".format(
         name, *sides
     )
