@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -122,3 +123,27 @@ def test_the_cell_in_the_middle_is_found() -> None:
     assert share[0, 0] == 0
     assert share.mean() == pytest.approx(found.mean())
     assert estimate_cell(np.full((50, 50, 3), 255, np.uint8)).shape == (112, 112)
+
+
+def in_fields(n: int, fields: int) -> pd.DataFrame:
+    """Cells of a few fields, in turn."""
+    return pd.DataFrame({"cell_id": np.arange(n), "source_field": [f"field {i % fields}" for i in range(n)]})
+
+
+def test_copies_of_a_cell_do_not_narrow_the_interval() -> None:
+    values, control, labels = planted(n=120, knows=0.3)
+    copied = [np.concatenate([part] * 4) for part in (values, control, labels)]
+    alone = controlled_entropy(values, control, labels, frame=in_fields(120, 120))
+    together = controlled_entropy(*copied, frame=in_fields(480, 120))
+    apart = controlled_entropy(*copied)
+    assert together.concepts == pytest.approx(alone.concepts), "one exemplar a field: the copies add none"
+    width = [found.minus_random[2] - found.minus_random[1] for found in (alone, together, apart)]
+    assert width[1] == pytest.approx(width[0], rel=0.25)
+    assert apart.concepts < alone.concepts, "taken for other cells, copies make any concept look pure"
+
+
+def test_cells_that_stand_alone_are_the_plain_case() -> None:
+    values, control, labels = planted(n=120)
+    assert controlled_entropy(values, control, labels, frame=in_fields(120, 120)) == controlled_entropy(
+        values, control, labels
+    )

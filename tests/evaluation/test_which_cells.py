@@ -9,14 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from planted import World, context_of, make_world
+import torch
+from planted import D, World, context_of, make_world
 from scipy import stats
 
-from cytosae.cells import SCHEMA, Cells
+from cytosae.cells import SCHEMA, Cells, merge_cells
 from cytosae.concepts._atlas import captions
-from cytosae.evaluation import _pooled
+from cytosae.evaluation import _pooled, open_context
+from cytosae.evaluation._effects import _mean_token
+from cytosae.evaluation._fidelity import _variants
 from cytosae.evaluation._measurements import questions_of
 from cytosae.evaluation._monosemanticity import EXEMPLARS, exemplars
+from cytosae.evaluation._seen import cells_seen
+from cytosae.sae import KIND as SAE
+from cytosae.sae import save_sae
+from cytosae.storage import commit_folder
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +101,43 @@ def test_the_family_of_suggestions_holds_what_no_exemplar_has() -> None:
     both = said[said["column"] == "label"].merge(every, on=["cluster", "value"])
     assert len(both) == ((every["q"] < 0.05) & (every["p"] < 1)).sum() > 0
     assert both["q_x"].to_numpy() == pytest.approx(both["q_y"].to_numpy())
+
+
+def test_as_many_components_as_codes_in_all_cells_of_the_sample(small: World, tmp_path: Path) -> None:
+    context = context_of(small, tmp_path)
+    n_codes = (context.sae.encode(context.sample) > 0).sum(1)
+    mixed = torch.cat([context.sample.new_full((6_000, D), 0.5), context.sample[n_codes == 6][:1].repeat(6_000, 1)])
+    found = _variants(SimpleNamespace(
+        sae=context.sae, sample=mixed, read=context.read, part=context.part, seed=0, reconstructing={}
+    ))  # fmt: skip
+    assert found[0] == 3, "half of the cells have no code, the others six"
+
+
+def test_the_mean_token_is_not_that_of_the_first_cells() -> None:
+    n = 900
+    late = (np.arange(n) >= n // 2).astype(np.float32)
+    context: Any = SimpleNamespace(
+        seed=0,
+        read=lambda rows, kind: torch.from_numpy(late[rows])[:, None, None].expand(-1, 5, 4),
+        tokens=SimpleNamespace(stores=[SimpleNamespace(token_kinds=["class"] + ["patch"] * 4)]),
+    )
+    target: Any = SimpleNamespace(choose=np.ones(n, bool), positive=np.ones(n, bool))
+    drawn = _mean_token(context, target, True)
+    assert drawn.shape == (4,)
+    assert 0.3 < float(drawn.mean()) < 0.7, "the second half of the cells is 1, the first 0"
+
+
+def test_cells_of_a_merged_table_that_trained_are_known_by_their_tokens(tmp_path: Path) -> None:
+    home, other = make_world(tmp_path / "home", n=120), make_world(tmp_path / "other", n=120, seed=1)
+    inputs = {"cells": home.cells.hash, "tokens": home.store.hash}
+    with commit_folder(tmp_path / "sae", kind=SAE, version=1, inputs=inputs, config={"where": ["dataset=acevedo_pbc"]}) as (out, _):
+        save_sae(out, home.sae, {"recipe": "default", "token_kinds": ["patch"]})
+    merge_cells([home.folder / "cells.parquet", other.folder / "cells.parquet"], tmp_path / "both.parquet")
+    stores = [home.folder / "tokens", other.folder / "tokens"]
+    context = open_context(tmp_path / "sae", tmp_path / "card", cells=tmp_path / "both.parquet", tokens=stores)
+    seen = cells_seen(context)
+    scored = context.frame[context.part == "score"]
+    mine = scored["image"].str.contains("home")
+    assert 0 < mine.sum() < len(scored)
+    assert seen["n_seen"] == mine.sum(), "both tables have cells of this data set; one of them trained"
+    assert seen["setting"] == "transductive"

@@ -2,7 +2,8 @@
 
 A low label entropy alone says little: a concept that fires rarely, or a data set with few classes, has it for free. So
 every latent is compared with a random direction thresholded to the latent's own firing frequency, and with itself under
-shuffled labels, on the same cells. Intervals come from drawing cells (the unit) and latents again.
+shuffled labels, on the same cells. Exemplars are those that are shown: one a field, two a patient. Intervals come from drawing
+fields, patients or near-duplicate groups (single cells where none is known) and latents again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from cytosae._errors import CytosaeError
 from cytosae._progress import say
 from cytosae.cells import Cells, select
 from cytosae.concepts import N_JUDGED
+from cytosae.concepts._shown import shown_exemplars
+from cytosae.evaluation._split import linked_cells
 from cytosae.sae import SparseAutoencoder
 from cytosae.storage import commit_file, created_by, write_json
 from cytosae.tokens import TokenStore
@@ -115,6 +118,7 @@ def controlled_entropy(
     control: Floats,
     labels: pd.Series[Any] | npt.NDArray[Any],
     *,
+    frame: pd.DataFrame | None = None,
     seed: int = 0,
     n_draws: int = 200,
 ) -> ControlledEntropy:
@@ -126,9 +130,11 @@ def controlled_entropy(
         [n_cells, n_latents] from `random_directions`.
     labels
         Label of each cell; all known.
+    frame
+        The cells, by rising ``cell_id``: its columns say which of them belong together. None: every cell stands alone.
     n_draws
-        Bootstrap draws. Each draws the cells with replacement (a cell drawn twice counts as two exemplars), the latents
-        with replacement, and shuffles the labels anew.
+        Bootstrap draws. Each draws the groups of linked cells with replacement (a cell drawn twice counts as two exemplars),
+        the latents with replacement, and shuffles the labels anew.
 
     Raises
     ------
@@ -142,7 +148,8 @@ def controlled_entropy(
     if not len(keep):
         raise CytosaeError(f"No concept is active in {MIN_CELLS} of these cells; index more cells.")
     rng = np.random.Generator(np.random.Philox(key=[seed, 7]))
-    ours, theirs = _ranked(values[:, keep]), _ranked(control[:, keep])
+    unit = np.arange(len(codes)) if frame is None else linked_cells(frame)
+    ours, theirs = _ranked(values[:, keep], frame), _ranked(control[:, keep], frame)
     all_cells = np.ones(len(codes), np.int64)
     n = len(names)
     base = [
@@ -150,9 +157,9 @@ def controlled_entropy(
         _entropies(*theirs, codes, n, all_cells),
         np.mean([_entropies(*ours, rng.permutation(codes), n, all_cells) for _ in range(20)], axis=0),
     ]
-    draws = np.empty((n_draws, 2))
+    draws, n_units = np.empty((n_draws, 2)), int(unit.max()) + 1
     for i in range(n_draws):
-        drawn = np.bincount(rng.integers(len(codes), size=len(codes)), minlength=len(codes))
+        drawn = np.bincount(rng.integers(n_units, size=n_units), minlength=n_units)[unit]
         latents = rng.integers(len(keep), size=len(keep))
         e = _entropies(*ours, codes, n, drawn)[latents]
         draws[i, 0] = (e - _entropies(*theirs, codes, n, drawn)[latents]).mean()
@@ -173,10 +180,16 @@ def controlled_entropy(
     )
 
 
-def _ranked(values: Floats, depth: int = 60) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Cells by falling value, [depth, n_latents], and the values; deep enough to find ten among the cells of a draw."""
+def _ranked(values: Floats, frame: pd.DataFrame | None, depth: int = 60) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Cells by falling value, [depth, n_latents], and the values, 0 for a cell that would not be shown.
+
+    Deep enough to find ten among the cells of a draw.
+    """
     order = np.argsort(-values, axis=0, kind="stable")[:depth]
-    return order, np.take_along_axis(values, order, 0)
+    ranked = np.take_along_axis(values, order, 0)
+    if frame is not None:
+        ranked[~shown_exemplars(frame["cell_id"].to_numpy(np.int64)[order].T, frame).T] = 0
+    return order, ranked
 
 
 def _entropies(
@@ -212,7 +225,7 @@ def measure_controls(
     """
     out = Path(out)
     inputs = {"cells": cells.hash, "tokens": store.hash, "sae": sae.hash}
-    head = {"kind": "controls", "version": 1, "created_by": created_by(), "inputs": inputs,
+    head = {"kind": "controls", "version": 2, "created_by": created_by(), "inputs": inputs,
             "config": {"where": list(where), "seed": seed}}  # fmt: skip
     found = _read_record(out)
     if all(found.get(k) == v for k, v in head.items()):
@@ -221,7 +234,7 @@ def measure_controls(
     frame = frame[frame["label"].notna()]
     say("controls: random directions and shuffled labels")
     values, control = random_directions(sae, store, store.rows_of(frame["cell_id"].to_numpy()), seed)
-    record = {**head, **controlled_entropy(values, control, frame["label"].to_numpy(str), seed=seed).as_dict()}
+    record = {**head, **controlled_entropy(values, control, frame["label"].to_numpy(str), frame=frame, seed=seed).as_dict()}
     with commit_file(out) as temporary:
         write_json(temporary, record)
     return record

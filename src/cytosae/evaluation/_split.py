@@ -31,6 +31,12 @@ def usable_cells(frame: pd.DataFrame, open_test: bool) -> tuple[pd.DataFrame, in
     return frame[~closed].reset_index(drop=True), int(closed.sum())
 
 
+def linked_cells(frame: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """For each cell the number of its group (patient, slide, field, near duplicates), from 0; a cell alone is a group."""
+    unit = linked(frame, [name for name in GROUPS if name in frame and frame[name].notna().any()])
+    return np.unique(unit, return_inverse=True)[1]
+
+
 def split_for_scoring(
     frame: pd.DataFrame, seed: int, open_test: bool
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
@@ -41,8 +47,7 @@ def split_for_scoring(
     whole to one half, by a hash of the seed and their lowest cell_id. Scored cells whose group also holds a choosing cell
     are left out.
     """
-    unit = linked(frame, [name for name in GROUPS if name in frame and frame[name].notna().any()])
-    _, unit = np.unique(unit, return_inverse=True)
+    unit = linked_cells(frame)
     n = int(unit.max()) + 1 if len(unit) else 0
     published = frame[WBCATT].astype("string").fillna("").to_numpy(str) if WBCATT in frame else np.full(len(frame), "")
     choosing = np.isin(published, ["train", "val"] if open_test else ["train"])

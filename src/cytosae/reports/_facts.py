@@ -46,6 +46,7 @@ def about_run(run: Run) -> dict[str, Any]:
     return {
         "n_cells": len(run.cells),
         "n_quarantined": run.cells.n_quarantined,
+        "with_patients": bool(frame["patient"].notna().any()),
         "n_train": info["n_cells_train"],
         "token_kinds": info["token_kinds"],
         "n_heldout": run.index.n_cells,
