@@ -130,7 +130,9 @@ def test_the_mean_token_is_not_that_of_the_first_cells() -> None:
 def test_cells_of_a_merged_table_that_trained_are_known_by_their_tokens(tmp_path: Path) -> None:
     home, other = make_world(tmp_path / "home", n=120), make_world(tmp_path / "other", n=120, seed=1)
     inputs = {"cells": home.cells.hash, "tokens": home.store.hash}
-    with commit_folder(tmp_path / "sae", kind=SAE, version=1, inputs=inputs, config={"where": ["dataset=acevedo_pbc"]}) as (out, _):
+    with commit_folder(
+        tmp_path / "sae", kind=SAE, version=1, inputs=inputs, config={"where": ["dataset=acevedo_pbc"]}
+    ) as (out, _):
         save_sae(out, home.sae, {"recipe": "default", "token_kinds": ["patch"]})
     merge_cells([home.folder / "cells.parquet", other.folder / "cells.parquet"], tmp_path / "both.parquet")
     stores = [home.folder / "tokens", other.folder / "tokens"]

@@ -234,7 +234,10 @@ def measure_controls(
     frame = frame[frame["label"].notna()]
     say("controls: random directions and shuffled labels")
     values, control = random_directions(sae, store, store.rows_of(frame["cell_id"].to_numpy()), seed)
-    record = {**head, **controlled_entropy(values, control, frame["label"].to_numpy(str), frame=frame, seed=seed).as_dict()}
+    record = {
+        **head,
+        **controlled_entropy(values, control, frame["label"].to_numpy(str), frame=frame, seed=seed).as_dict(),
+    }
     with commit_file(out) as temporary:
         write_json(temporary, record)
     return record
