@@ -90,6 +90,44 @@ def test_chance_is_not_called_a_shortcut() -> None:
     assert all(g.accuracy == 0 for g in _give_aways(frame))
 
 
+def test_a_property_that_tells_nothing_of_equal_classes_is_as_good_as_a_guess() -> None:
+    frame = pd.DataFrame({
+        "width": 100, "height": 100, "mode": ["RGB", "RGBA"] * 60, "dataset": "d", "file_header": "PNG", "file_bytes": 1000,
+        "label": np.repeat(list("abcdef"), 20),
+    })  # fmt: skip
+    found = next(g for g in _give_aways(frame) if g.what == "colour mode")
+    assert found.accuracy == pytest.approx(1 / 6)
+    assert found.guess == pytest.approx(1 / 6)
+    assert not found.serious
+
+
+def test_the_page_names_the_files_a_person_has_to_open(tree: Tree, pixels, encode, tmp_path) -> None:
+    same = encode(pixels[0][:64, :64], "PNG")
+    root = tree(
+        {
+            "a/first.png": same,
+            "b/second.png": same,
+            "a/third.png": encode(pixels[1][:64, :64], "PNG"),
+            "b/empty.png": b"",
+        }
+    )
+    build_table(root, tmp_path / "c.parquet", near_duplicates=False)
+    write_page(audit_cells(tmp_path / "c.parquet"), tmp_path / "c.parquet", tmp_path / "c.html")
+    page = (tmp_path / "c.html").read_text("utf-8")
+    assert "first.png, second.png" in page
+    assert "<td>b/empty.png</td><td>empty file</td>" in page
+
+
+def test_cells_without_labels_are_shown_and_nothing_is_claimed_for_them(tree: Tree, pixels, encode, tmp_path) -> None:
+    root = tree({f"{i}.png": encode(pixels[i][:64, :64], "PNG") for i in range(4)})
+    build_table(root, tmp_path / "c.parquet", near_duplicates=False)
+    write_page(audit_cells(tmp_path / "c.parquet"), tmp_path / "c.parquet", tmp_path / "c.html")
+    page = (tmp_path / "c.html").read_text("utf-8")
+    assert "no class that size or header gives away" not in page
+    assert "too few labels to ask" in page
+    assert page.count("<img") == 1
+
+
 def test_files_of_one_length_are_looked_through_like_others(tree: Tree, pixels, encode, tmp_path) -> None:
     root = tree({f"{'ab'[i % 2]}/{i}.bmp": encode(pixels[i][:64, :64], "BMP") for i in range(24)})
     build_table(root, tmp_path / "c.parquet", near_duplicates=False)

@@ -67,4 +67,5 @@ def test_names_are_shown_with_who_gave_them(made: Made) -> None:
     assert "Named so by A. Expert" in page
     assert "&lt;b&gt;red&lt;/b&gt; granules" in page or "green" in page
     assert "<b>red</b>" not in page
-    assert "one person gave it" in page
+    assert "3 of these concepts have names, which people gave" in page
+    assert "has been checked by a morphologist" not in page

@@ -19,7 +19,7 @@ LISTED = 12
 
 Count = tuple[str, int]
 
-_NONE = "(none)"
+NO_LABEL = "(none)"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Audit:
     def n_quarantined(self) -> int:
         """Number of cells whose image cannot be read whole."""
         return self.n_cells - self.n_ok
+
+    @property
+    def n_labels(self) -> int:
+        """Number of different labels."""
+        return sum(name != NO_LABEL for name, _ in self.counts.get("label", []))
 
     def lines(self) -> list[str]:
         """The findings as plain lines, the serious ones marked with ``!``."""
@@ -94,7 +99,7 @@ def audit_cells(path: Path | str) -> Audit:
         counts = {}
         for name in ("dataset", "label", "diagnosis", "patient", "split", "mode", "file_header"):
             found = _counts(facts, name)
-            if any(value != _NONE for value, _ in found):
+            if any(value != NO_LABEL for value, _ in found):
                 counts[name] = found
         counts["size"] = _sorted(Counter({
             f"{w} x {h}": n for w, h, n in facts.rows("SELECT width, height, COUNT(*) FROM ok GROUP BY width, height")
@@ -185,7 +190,7 @@ def _groups(facts: Facts, keys: str, table: str, key: str, shown: str, order: st
 def _counts(facts: Facts, name: str) -> list[Count]:
     found = Counter(dict(facts.rows(f"SELECT {name}, COUNT(*) FROM ok GROUP BY {name}")))
     n_missing = found.pop(None, 0)
-    return [*_sorted(found), (_NONE, n_missing)] if n_missing else _sorted(found)
+    return [*_sorted(found), (NO_LABEL, n_missing)] if n_missing else _sorted(found)
 
 
 def _scales(facts: Facts) -> list[Count]:

@@ -18,6 +18,9 @@ Counts = npt.NDArray[np.int64]
 #: Fewer cells or classes than this make no statement.
 _MIN_CELLS = 20
 
+#: Ties of classes with fewer cells than this are chance, and count as wrong.
+_TIED = 5
+
 #: A shortcut is serious when it removes this share of the errors that always guessing the commonest class makes.
 SERIOUS = 0.05
 
@@ -163,16 +166,25 @@ def _table(facts: Facts, value: str, target: str, tenths: _Tenths | None) -> tup
     return order, [columns[i] for i in used], counts[:, used]
 
 
+def _at_ties(counts: Counts) -> int:
+    """Cells of a value's commonest classes where several are equally common: by chance one class's cells are right.
+
+    Leaving a cell out would always make its own class the rarer one, and so a property that tells nothing worse than a guess.
+    """
+    top = counts.max(axis=1, keepdims=True)
+    tied = ((counts == top).sum(axis=1) > 1) & (top[:, 0] >= _TIED)
+    return int(top[tied].sum())
+
+
 def _measure(what: str, target: str, values: list[str], classes: list[str], counts: Counts) -> GiveAway:
     n = int(counts.sum())
     total = counts.sum(axis=0)
     # Leave one out: a cell of class c counts as right only if c stays the commonest of its value without it.
-    right = guessed = 0
+    right = _at_ties(counts)
     for k in range(counts.shape[1]):
         rest = np.delete(counts, k, axis=1).max(axis=1)
         right += int(counts[counts[:, k] - 1 > rest, k].sum())
-        guessed += int(total[k]) if total[k] - 1 > np.delete(total, k).max() else 0
-    guess = max(guessed, int(total.max())) / n
+    guess = int(total.max()) / n
     best = counts.argmax(axis=1)
     shares = counts.max(axis=1) / counts.sum(axis=1)
     excess = (shares - total[best] / n) * counts.sum(axis=1)

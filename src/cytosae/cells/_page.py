@@ -14,7 +14,7 @@ from PIL import Image
 
 from cytosae._errors import CytosaeError
 from cytosae._version import __version__
-from cytosae.cells._audit import LISTED, Audit
+from cytosae.cells._audit import LISTED, NO_LABEL, Audit
 from cytosae.cells._decode import UnreadableImageError, decode_image
 from cytosae.cells._images import ImageReader
 from cytosae.storage import commit_file, read_parquet_record
@@ -24,6 +24,9 @@ _PER_LABEL, _LABELS, _SIDE = 8, 24, 72
 
 #: Rows of a list of counts before the rest is summed up.
 _ROWS = 14
+
+#: Quarantined files that are named.
+_QUARANTINED = 40
 
 
 def write_page(audit: Audit, table: Path | str, page: Path | str, *, notes: list[str] | None = None,
@@ -51,7 +54,7 @@ def write_page(audit: Audit, table: Path | str, page: Path | str, *, notes: list
     template = environment.from_string((files("cytosae.cells") / "cells.html.j2").read_text("utf-8"))
     text = template.render(
         audit=audit, title=Path(table).name, version=__version__, rows=_ROWS, listed=LISTED,
-        strip=pictures.strip, examples=pictures.examples(audit), notes=notes or [], passed_over=passed_over or {},
+        strip=pictures.strip, names=pictures.names, examples=pictures.examples(audit), quarantined=pictures.quarantined(), notes=notes or [], passed_over=passed_over or {},
         top=lambda found: max((n for _, n in found), default=1), serious=audit_findings(audit),
     )  # fmt: skip
     with commit_file(Path(page)) as temporary:
@@ -74,13 +77,13 @@ class _Pictures:
 
     def examples(self, audit: Audit) -> list[tuple[str, int, str]]:
         """Label, number of cells, and a strip of pictures spread over its cells."""
-        wanted = dict(audit.counts.get("label", [])[:_LABELS])
+        wanted = dict(audit.counts.get("label", [])[:_LABELS]) or {NO_LABEL: audit.n_ok}
         places: dict[str, list[int]] = {label: [] for label in wanted}
         seen = dict.fromkeys(wanted, 0)
         steps = {label: max(1, n // _PER_LABEL) for label, n in wanted.items()}
         for batch in self._file.iter_batches(batch_size=8192, columns=["cell_id", "label", "status"]):
             for cell_id, label, status in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-                name = "(none)" if label is None else label
+                name = NO_LABEL if label is None else label
                 if status != "ok" or name not in wanted:
                     continue
                 if seen[name] % steps[name] == 0 and len(places[name]) < _PER_LABEL:
@@ -88,6 +91,21 @@ class _Pictures:
                 seen[name] += 1
         self._find({i for ids in places.values() for i in ids} | _listed(audit))
         return [(label, wanted[label], self.strip(ids)) for label, ids in places.items()]
+
+    def names(self, cell_ids: list[int]) -> str:
+        """Names of the files of some cells, each once: what a person looks for on the disk."""
+        images = [str(self._rows[i]["image"]) for i in cell_ids if i in self._rows]
+        return ", ".join(dict.fromkeys(image.rsplit("/", 1)[-1] for image in images))
+
+    def quarantined(self) -> list[tuple[str, str]]:
+        """File and reason of the first quarantined images."""
+        found: list[tuple[str, str]] = []
+        for batch in self._file.iter_batches(batch_size=8192, columns=["image", "status", "reason"]):
+            rows = zip(*(c.to_pylist() for c in batch.columns), strict=True)
+            found += [(str(image), str(reason or "")) for image, status, reason in rows if status != "ok"]
+            if len(found) >= _QUARANTINED:
+                break
+        return found[:_QUARANTINED]
 
     def strip(self, cell_ids: list[int]) -> str:
         """Pictures of some cells side by side, as a PNG in a data address; what cannot be read is left grey."""

@@ -106,7 +106,10 @@ def describe(
 @click.argument("index", type=click.Path(path_type=Path))
 @click.option("--cells", type=click.Path(path_type=Path),
               help="The new cells' table, over which INDEX was made. [default: the one beside INDEX]")  # fmt: skip
-@click.option("--sae", type=click.Path(path_type=Path), help="The dictionary, to show the patches.")
+@click.option("--sae", type=click.Path(path_type=Path),
+              help="The dictionary, to show the patches. [default: the bundled one, where INDEX was made with it]")  # fmt: skip
+@click.option("--named-in", type=click.Path(path_type=Path),
+              help="An index by the same dictionary beside which the names of concepts lie, as that of the training cohort. [default: INDEX]")  # fmt: skip
 @click.option("--tokens", type=click.Path(path_type=Path),
               help="Tokens of the new cells, to show the patches; computed for the few cells shown if not given.")  # fmt: skip
 @click.option("--weights", type=click.Path(path_type=Path), help="Weight file of the backbone, where it came from one.")
@@ -114,7 +117,7 @@ def describe(
               help="Training patients (controls) to compare new ones with. [default: all]")  # fmt: skip
 def predict(
     patients: Path, index: Path, cells: Path | None, sae: Path | None, tokens: Path | None, weights: Path | None,
-    reference: str | None, out: Path, device: str, seed: int,
+    reference: str | None, named_in: Path | None, out: Path, device: str, seed: int,
 ) -> None:  # fmt: skip
     """Judge new patients by the model in PATIENTS (what 'cytosae patients' wrote), a page for each.
 
@@ -123,20 +126,27 @@ def predict(
     from cytosae.cells import read_cells
     from cytosae.concepts import ConceptIndex
     from cytosae.reports import write_predictions
+    from cytosae.sae import is_bundled
     from cytosae.tokens import TokenStore
 
     opened = ConceptIndex(index)
+    if sae is not None or is_bundled(opened.manifest["inputs"].get("sae")):
+        sae = chosen_sae(sae, "patients predict")
     table = read_cells(find_cells(cells, index, opened.manifest["inputs"]["cells"]))
     found = write_predictions(
         patients, opened, table, out, sae=sae, store=TokenStore(tokens) if tokens else None, weights=weights,
-        reference=reference, device=device,
+        reference=reference, named_in=named_in, device=device,
     )  # fmt: skip
     first = found[0]
     warned = sum(bool(p.warnings) for p in found)
     done(
         f"Wrote {out}: {len(found)} patient{'s' * (len(found) != 1)} ({first.patient}: {first.predicted}, "
-        f"{first.probabilities.max():.0%}{' ...' * (len(found) > 1)}), {warned} with a warning. Research use only."
+        f"{_share(first.probabilities.max())}{' ...' * (len(found) > 1)}), {warned} with a warning. Research use only."
     )
+
+
+def _share(probability: float) -> str:
+    return ">99%" if 0.995 <= probability < 1 else f"{probability:.0%}"
 
 
 class _Patients(click.Command):

@@ -35,6 +35,10 @@ MIN_CELLS = N_JUDGED
 _CHUNK = 16
 
 
+class TooFewCellsError(CytosaeError):
+    """No concept has exemplars enough to be judged."""
+
+
 @dataclass(frozen=True)
 class ControlledEntropy:
     """Mean label entropy (nats) of the concepts and its controls, and the differences with 95% intervals.
@@ -146,7 +150,7 @@ def controlled_entropy(
         raise CytosaeError("Label entropy needs cells of at least two labels.")
     keep = np.flatnonzero(((values > 0).sum(0) >= MIN_CELLS) & ((control > 0).sum(0) >= MIN_CELLS))
     if not len(keep):
-        raise CytosaeError(f"No concept is active in {MIN_CELLS} of these cells; index more cells.")
+        raise TooFewCellsError(f"No concept is active in {MIN_CELLS} of these cells; index more cells.")
     rng = np.random.Generator(np.random.Philox(key=[seed, 7]))
     unit = np.arange(len(codes)) if frame is None else linked_cells(frame)
     ours, theirs = _ranked(values[:, keep], frame), _ranked(control[:, keep], frame)

@@ -8,6 +8,7 @@ from cytosae.patients._differential import DifferentialConfig, differential
 from cytosae.patients._driving import concept_cells, driving_cells, driving_patches, hit_cells, strongest_patches
 from cytosae.patients._few import Rarefaction, rarefied_profiles, shrunken_profiles
 from cytosae.patients._likeness import Likeness
+from cytosae.patients._lineage import trained_among
 from cytosae.patients._linear import Contributions, LinearModel, contributions, load_model
 from cytosae.patients._plan import FixedFolds, read_fixed_folds
 from cytosae.patients._plots import against_each_other, volcano
@@ -84,6 +85,7 @@ __all__ = [
     "shrunken_profiles",
     "simulate_cohort",
     "strongest_patches",
+    "trained_among",
     "volcano",
     "write_patients",
 ]

@@ -60,16 +60,37 @@ def cells_seen(
         pictures = usable["rendered_from"].fillna(usable["sha256"]) if "rendered_from" in usable else usable["sha256"]
         seen = pictures.isin(_chosen(sae_cells, where)["sha256"].dropna())
         return _answer(seen, "images compared by sha256")
+    known, how = trained_among(usable, cells, index, manifest)
+    return {**unknown, "how": how} if known is None else _answer(known, how)
+
+
+def trained_among(
+    frame: pd.DataFrame, cells: Cells, index: ConceptIndex, manifest: Manifest
+) -> tuple[pd.Series[bool] | None, str]:
+    """Which cells of a table trained a dictionary, as far as its record tells.
+
+    Parameters
+    ----------
+    frame
+        Rows of `cells`.
+    index, manifest
+        An index of these cells by that dictionary, and the dictionary's manifest.
+
+    Returns
+    -------
+    bool for each row, None where it is not known; and how it is known.
+    """
     if not _same_cells(cells, index, manifest):
-        return {**unknown, "how": "trained on another table; give it with --sae-cells"}
-    before = usable.assign(**{n: usable[f"source_{n}"] for n in ("patient", "diagnosis") if f"source_{n}" in usable})
+        return None, "trained on another table; give it with --sae-cells"
+    where = [str(w) for w in manifest.get("config", {}).get("where", [])]
+    before = frame.assign(**{n: frame[f"source_{n}"] for n in ("patient", "diagnosis") if f"source_{n}" in frame})
     if "true_label" in before:
         before["label"] = before["true_label"]
     columns = [w.partition("=")[0].removesuffix("!").strip() for w in where]
     if not all(name in before.columns for name in columns):
-        return {**unknown, "how": "the cohort lacks a column by which training cells were chosen"}
+        return None, "the cohort lacks a column by which training cells were chosen"
     chosen = _chosen(Cells(before, cells.root), where)
-    return _answer(usable["cell_id"].isin(chosen["cell_id"]), f"training took {' and '.join(where) or 'all cells'}")
+    return frame["cell_id"].isin(chosen["cell_id"]), f"training took {' and '.join(where) or 'all cells'}"
 
 
 def _same_cells(cells: Cells, index: ConceptIndex, manifest: Manifest) -> bool:

@@ -180,7 +180,7 @@ def _warnings(
     fewest = int(training.obs["n_cells"].min())
     if n_cells < fewest:
         found.append(
-            f"Only {n_cells} cells, fewer than any training patient has ({fewest}): shares of cells are uncertain."
+            f"Only {n_cells} cell{'s' * (n_cells != 1)}, fewer than any training patient has ({fewest}): shares of cells are uncertain."
         )
     if "temperature" not in facts:
         found.append("The model was made by an older version without calibration; make the patients folder again.")

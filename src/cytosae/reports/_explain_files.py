@@ -180,7 +180,7 @@ def _pixels(subject: Subject, opened: dict[Path, npt.NDArray[np.uint8]]) -> npt.
 
 
 def _title(subject: Subject, number: int) -> str:
-    return subject.path.name if subject.box is None else f"{subject.path.name}, box {number + 1}"
+    return subject.path.name if subject.box is None else f"box {number + 1}, {subject.path.name}"
 
 
 def _said(found: Explanation) -> Record:

@@ -116,9 +116,12 @@ def _concept(
     """One card: title, map over the cell (`ground`), exemplars."""
     colour = COLOURS[number] if number < len(COLOURS) else "#dddddd"
     canvas.chip(x, y, number + 1, colour)
-    title = caption(row)
+    title, facts = caption(row), []
+    if ": " in title and font(15, True).getlength(title) > _MAP - 32:  # the value is what tells
+        attribute, title = title.split(": ", 1)
+        facts.append(attribute)
     canvas.text(x + 32, y + 3, title or f"concept {row.latent}", 15, bold=True, width=_MAP - 32)
-    facts = [f"concept {row.latent}"] if title else []
+    facts += [f"concept {row.latent}"] if title else []
     facts.append(f"{row.value:.2f}")
     if hasattr(row, "frequency"):
         facts.append(
@@ -133,7 +136,7 @@ def _concept(
     elif isinstance(getattr(row, "suggestion", None), str) and not isinstance(getattr(row, "name", None), str):
         below = f"{row.suggestion_share:.0%} of exemplars, {row.suggestion_lift:.1f}x as often as in all"
     elif isinstance(getattr(row, "top_label", None), str):
-        below = f"most exemplars: {row.top_label} ({row.top_label_share:.0%})"
+        below = f"exemplars in the index: {row.top_label} ({row.top_label_share:.0%})"
     canvas.text(x, y + 48 + _MAP + 6, below, 11, colour=FAINT, width=_MAP)
     if reference is not None:
         for place, one in enumerate(reference.exemplars_of(int(row.latent)).itertuples()):

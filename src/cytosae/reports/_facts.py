@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from cytosae.backbones import layer_text
+from cytosae.cells import select
+from cytosae.patients import trained_among
 from cytosae.reports._run import Run
 from cytosae.storage import created_by
 
@@ -23,49 +27,48 @@ def about_run(run: Run) -> dict[str, Any]:
     """What was run and on what: a sentence, a table of counts, and the provenance."""
     sae, info, store = run.sae, run.sae.info, run.store.manifest
     frame = run.cells.frame
-    table = (
-        frame[frame["status"] == "ok"]
-        .groupby(["dataset", "split", "label"], dropna=False)
-        .size()
-        .rename("n")
-        .reset_index()
-    )
-    parts = []
-    for (dataset, split), group in table.groupby(["dataset", "split"], dropna=False, sort=True):
-        labels = ", ".join(
-            f"{row.label if isinstance(row.label, str) else 'no label'} {row.n}" for row in group.itertuples()
-        )
-        parts.append(
-            {
-                "dataset": dataset,
-                "split": split if isinstance(split, str) else "–",
-                "n": int(group["n"].sum()),
-                "labels": labels,
-            }
-        )
+    trained, _ = trained_among(frame, run.cells, run.index, run.sae_manifest)
+    shown = frame["cell_id"].isin(select(run.cells, run.index.manifest["config"]["where"])["cell_id"])
     return {
         "n_cells": len(run.cells),
         "n_quarantined": run.cells.n_quarantined,
         "with_patients": bool(frame["patient"].notna().any()),
         "n_train": info["n_cells_train"],
         "token_kinds": info["token_kinds"],
-        "n_heldout": run.index.n_cells,
+        "n_indexed": run.index.n_cells,
+        "n_seen": None if trained is None else int((trained & shown).sum()),
         "backbone": store["backbone"]["name"],
         "backbone_long": _long_name(store["backbone"]["name"]),
+        "backbone_saw": _seen_by(store["backbone"]["name"]),
         "layer": layer_text(store["layer"]),
         "n_tokens": store["n_tokens"],
         "grid": store["grid"],
         "d_in": sae.d_in,
         "n_latents": sae.n_latents,
-        "parts": parts,
+        "parts": _parts(frame, trained),
         "datasets": sorted(str(d) for d in frame["dataset"].dropna().unique()),
         "credits": _credits(frame),
         "provenance": _provenance(run),
     }
 
 
-def quality(run: Run) -> dict[str, Any]:
-    """Reconstruction on cells outside the training part, and the control of the label entropy."""
+def _parts(frame: pd.DataFrame, trained: pd.Series[bool] | None) -> list[dict[str, Any]]:
+    """For each data set and split the cells by label, and whether they trained the dictionary where that is known."""
+    ok = frame[frame["status"] == "ok"]
+    parts = []
+    for (dataset, split), group in ok.groupby(["dataset", "split"], dropna=False, sort=True):
+        labels = group["label"].fillna("no label").value_counts().sort_index()
+        n = len(group) if trained is None else int(trained[group.index].sum())
+        name = split if isinstance(split, str) else "–"
+        if trained is not None:
+            name = {0: "not trained on", len(group): "trained on"}.get(n, f"{n:,} trained on")
+        parts.append({"dataset": dataset, "part": name, "n": len(group),
+                      "labels": ", ".join(f"{label} {count:,}" for label, count in labels.items())})  # fmt: skip
+    return parts
+
+
+def quality(run: Run, control: dict[str, Any] | None) -> dict[str, Any]:
+    """Reconstruction on cells outside the training part, and the control of the label entropy (None: there is none)."""
     m = run.sae.info.get("metrics") or {}
     facts: list[Fact] = []
     if "explained_variance" in m:
@@ -85,7 +88,7 @@ def quality(run: Run) -> dict[str, Any]:
     if "n_tokens" in m and n_heldout is not None:
         note = f"of {n_heldout:,} cells the dictionary was not trained on"
         facts.append(Fact("Measured on", f"{m['n_tokens']:,} patches", note))
-    return {"facts": facts, "control": run.record("controls.json")}
+    return {"facts": facts, "control": control}
 
 
 def _long_name(name: str) -> str:
@@ -94,6 +97,18 @@ def _long_name(name: str) -> str:
         "dinov2-s-blood": "DINOv2-S/14, its later blocks adapted to peripheral blood cells without labels",
     }
     return known.get(name, name)
+
+
+def _seen_by(name: str) -> str:
+    """What the backbone was trained on, as a caveat: a sentence in bold, and what follows from it."""
+    kind = name.split(":")[0].split("-")[0].split("_")[0]
+    if name == "dinov2-s-blood":
+        return "The backbone was adapted to peripheral blood of one laboratory.|Marrow, and other stains, are strange to it."
+    if name == "adapted":
+        return "The backbone was adapted to some cells.|Cells unlike those are strange to it."
+    if kind in ("dinov2", "dinov3", "clip", "openclip", "siglip"):
+        return "The backbone was trained on photographs, not on blood.|A hematology backbone finds other concepts."
+    return "Concepts are those of this backbone.|Another one finds others."
 
 
 def _credits(frame: Any) -> list[str]:

@@ -12,9 +12,11 @@ from cytosae.concepts import CellsByConcepts, ConceptIndex, named_concepts
 from cytosae.evaluation import on_cell_share
 from cytosae.reports._pictures import Overlay, overlay
 from cytosae.reports._run import Run
-from cytosae.reports._select import choose_concepts
+from cytosae.reports._select import MIN_ACTIVE, choose_concepts
 
 N_SHOWN = 8
+#: Concepts shown where they are chosen by their exemplars alone, and so many tried for them: one off the cell follows, as a warning.
+_N_BY_EXEMPLARS, _TRIED = 15, 80
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """All cards, and where they were chosen."""
+    """All cards, and how they were chosen: on an index of other cells (`chosen_apart`), by their exemplars' labels alone (else by all cells)."""
 
     concepts: list[Card]
-    chosen_on_training: bool
+    chosen_apart: bool
+    by_exemplars: bool
     n_labels: int
 
     @property
@@ -72,11 +75,13 @@ def make_gallery(run: Run) -> Gallery:
     chosen = choose(run)
     names = named_concepts(run.index)
     cards = [_card(run, run.index, names, row) for row in chosen.itertuples()]
-    return Gallery(cards, run.matrix("index-train") is not None, len(run.index.manifest["labels"]))
+    matrix, n_labels = run.matrix("index"), len(run.index.manifest["labels"])
+    chosen_apart = run.matrix("index-train") is not None and matrix is not None and n_labels > 0
+    return Gallery(cards, chosen_apart, matrix is None or not n_labels, n_labels)
 
 
 def choose(run: Run) -> pd.DataFrame:
-    """The concepts to show; without cells x concepts the ones whose exemplars agree most in their label."""
+    """The concepts to show; without cells x concepts those on the cell whose exemplars agree most in their label."""
     test: CellsByConcepts | None = run.matrix("index")
     if test is not None and run.index.manifest["labels"]:
         train = run.matrix("index-train")
@@ -87,10 +92,16 @@ def choose(run: Run) -> pd.DataFrame:
             run.index,
             lambda latent: on_cell(run, chosen_on or run.index, latent),
         )
-    best = run.index.concepts.query("n_cells_active >= 10").sort_values(
+    table = run.index.concepts
+    best = table[table["n_cells_active"] >= max(1, min(MIN_ACTIVE, run.index.n_cells))].sort_values(
         ["top_label_share", "max_activation"], ascending=False, kind="stable"
     )
-    return pd.DataFrame({"latent": best["latent"][:16], "label": None, "auroc_chosen": np.nan, "auroc": np.nan})
+    shown, off = list[int](), list[int]()
+    for latent in best["latent"].head(_TRIED):
+        (shown if on_cell(run, run.index, int(latent)) >= 0.5 else off).append(int(latent))
+        if len(shown) == _N_BY_EXEMPLARS:
+            break
+    return pd.DataFrame({"latent": [*shown, *off[:1]], "label": None, "auroc_chosen": np.nan, "auroc": np.nan})
 
 
 def exemplar_pictures(run: Run, index: ConceptIndex, latent: int, n: int) -> tuple[list[Overlay], float]:
@@ -149,7 +160,7 @@ def _card(run: Run, index: ConceptIndex, names: pd.DataFrame, row: Any) -> Card:
         chosen_for=row.label if isinstance(row.label, str) else None,
         name=known["name"] if named else None,
         named_by=known["named_by"] if named else None,
-        headline=_headline(row, on_cell, n_top, n_judged, top_label),
+        headline=_headline(row, on_cell, n_top, n_judged, top_label if bars else None),
         exemplars=pictures,
         frequency=float(known["frequency"]),
         mean_activation=float(known["mean_activation"]),
@@ -164,7 +175,12 @@ def _card(run: Run, index: ConceptIndex, names: pd.DataFrame, row: Any) -> Card:
     )
 
 
-def _headline(row: Any, on_cell: float, n_top: int, n_judged: int, top_label: str) -> str:
-    if isinstance(row.label, str):
-        return f"{n_top} of the {n_judged} strongest cells: {top_label}"
-    return "Not tied to a cell type, on the cell" if on_cell >= 0.5 else "Mostly off the cell in the middle"
+def _headline(row: Any, on_cell: float, n_top: int, n_judged: int, top_label: str | None) -> str:
+    """What is known at a glance; `top_label`: None where no cell has a label."""
+    chosen_by_exemplars = row.auroc_chosen != row.auroc_chosen
+    if top_label is not None and (isinstance(row.label, str) or chosen_by_exemplars):
+        where = "" if on_cell >= 0.5 else ", but mostly off the cell in the middle"
+        return f"{n_top} of the {n_judged} strongest cells: {top_label}{where if chosen_by_exemplars else ''}"
+    if on_cell < 0.5:
+        return "Mostly off the cell in the middle"
+    return "On the cell; no cell has a label" if top_label is None else "Not tied to a cell type, on the cell"

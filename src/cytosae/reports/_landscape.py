@@ -63,11 +63,9 @@ def landscape(concepts: pd.DataFrame, shown: set[int], n_labels: int) -> Landsca
     # the pure ones are drawn last, so that they lie on top
     for i in np.argsort(-np.nan_to_num(entropy, nan=9.0), kind="stable"):
         row = alive.iloc[int(i)]
-        label = row["top_label"] if isinstance(row["top_label"], str) else "no label"
-        title = (
-            f"Concept {row['latent']}: in {row['frequency']:.1%} of cells, mean activation {row['mean_activation']:.3g}, "
-            f"label entropy {row['label_entropy']:.2f}, most often {label}"
-        )
+        known = isinstance(row["top_label"], str)
+        about = f"label entropy {row['label_entropy']:.2f}, most often {row['top_label']}" if known else "no label"
+        title = f"Concept {row['latent']}: in {row['frequency']:.1%} of cells, mean activation {row['mean_activation']:.3g}, {about}"
         latent = int(row["latent"])
         dots.append(Dot(across.at(x[i]), up.at(y[i]), colour(entropy[i]), latent, title, latent in shown))
     dots.sort(key=lambda d: d.shown)

@@ -20,6 +20,7 @@ class Part:
     """One of the concepts in a cell."""
 
     latent: int
+    title: str
     number: int
     colour: str
     value: float
@@ -83,6 +84,7 @@ def explain_cell(run: Run, cell_id: int) -> ExplainedCell:
         parts.append(
             Part(
                 latent,
+                run.title(latent),
                 number + 1,
                 COLOURS[number],
                 float(maximum[latent]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cytosae._errors import CytosaeError
 from cytosae._progress import Meter, say
 from cytosae.backbones import Layer
-from cytosae.cells import Cells, ImageReader, decode_image, read_cells
+from cytosae.cells import Cells, ImageReader, cell_share_of_patches, decode_image, estimate_cell, read_cells
 from cytosae.concepts import ConceptIndex, backbone_of, check_tokens, concept_maps, named_concepts
+from cytosae.evaluation import on_cell_share
 from cytosae.patients import (
     Likeness,
     Patients,
@@ -36,7 +38,7 @@ _N_REASONS, _N_UNUSUAL, _N_PICTURES = 4, 4, 4
 
 @dataclass(frozen=True)
 class Line:
-    """A concept on the page; `width` in per cent of the largest bar, `z` only of what is unusual."""
+    """A concept on the page; `width` in per cent of the largest bar, `on_cell` the share of it on the cells shown (NaN: not known)."""
 
     latent: int
     title: str
@@ -45,6 +47,7 @@ class Line:
     amount: float
     width: float
     highest: float
+    on_cell: float
     pictures: list[Overlay]
 
 
@@ -103,6 +106,14 @@ class Views:
             for cell, m, value in zip(cell_ids, maps, values, strict=True)
         ]
 
+    def on_cell(self, latent: int, cell_ids: Sequence[int]) -> float:
+        """The share of a concept that lies on these cells, by a simple estimate of where they are; NaN without maps."""
+        if self._sae is None or not cell_ids:
+            return float("nan")
+        grid = self._store.grid if self._store is not None else self._grid
+        shares = [cell_share_of_patches(estimate_cell(self._pixels(cell)), grid) for cell in cell_ids]
+        return on_cell_share(np.stack([self._map(cell, latent) for cell in cell_ids]), np.stack(shares))
+
     def prepare(self, cell_ids: Sequence[int]) -> None:
         """Compute the tokens of these cells in one go, where no store holds them."""
         if self._backbone is None:
@@ -146,6 +157,7 @@ def write_predictions(
     store: TokenStore | None = None,
     weights: Path | str | None = None,
     reference: str | None = None,
+    named_in: ConceptIndex | Path | str | None = None,
     device: str = "cpu",
 ) -> list[Prediction]:
     """Judge new patients and write a folder: ``predictions.json``, a page a patient, and ``index.html`` that lists them.
@@ -162,46 +174,51 @@ def write_predictions(
         To show patches; see `Views`.
     reference
         Diagnosis of the training patients that new ones are compared with.
+    named_in
+        An index by the same dictionary whose names of concepts are shown (that of the training cohort); `index` where None.
 
     Raises
     ------
     CytosaeError
-        See `cytosae.patients.predict_patients`; or the dictionary's backbone cannot be run.
+        See `cytosae.patients.predict_patients`; or the dictionary's backbone cannot be run; or `named_in` is of another
+        dictionary.
     """
     trained = read_patients(patients)
     index = index if isinstance(index, ConceptIndex) else ConceptIndex(index)
     cells = cells if isinstance(cells, Cells) else read_cells(cells)
     found, likeness = predict_patients(trained, index, cells, reference=reference)
+    names = _names(index, named_in)
     inputs = {"patients": trained.manifest.hash, "index": index.hash, "cells": cells.hash}
-    config = {"reference": reference, "maps": sae is not None}
+    config = {"reference": reference, "maps": sae is not None, "names": names}
     if same_work(Path(out), KIND, inputs, config):
         say(f"patients predict: {out} is there already")
         return found
     views = Views(cells, sae, store, weights, device)
-    names = _file_names([p.patient for p in found])
+    files = _file_names([p.patient for p in found])
+    titles = _titles(trained, names)
     facts = _facts(trained, likeness, index, views)
     template = _environment().get_template("patient.html.j2")
     with commit_folder(Path(out), kind=KIND, version=VERSION, inputs=inputs, config=config) as (folder, extra):
         with Meter(len(found), "patients predict", "pages") as meter:
-            for prediction, name in zip(found, names, strict=True):
-                page = _page(prediction, trained, index, views)
+            for prediction, name in zip(found, files, strict=True):
+                page = _page(prediction, trained, titles, views)
                 (folder / name).write_text(template.render(page=page, facts=facts), "utf-8")
                 meter.add(1)
         listing = _environment().get_template("predictions.html.j2")
         (folder / "index.html").write_text(
-            listing.render(rows=list(zip(found, names, strict=True)), facts=facts), "utf-8"
+            listing.render(rows=list(zip(found, files, strict=True)), facts=facts), "utf-8"
         )
         write_json(folder / "predictions.json", {
             "kind": KIND, "version": VERSION, "note": "Research use only: nothing here is a diagnosis.",
             "simulated": trained.simulated, "target": trained.target, "classes": list(trained.model.classes),
             "temperature": facts["temperature"], "likeness": likeness.record, "inputs": inputs,
-            "patients": [{**prediction_record(p), "page": n} for p, n in zip(found, names, strict=True)],
+            "patients": [{**prediction_record(p), "page": n} for p, n in zip(found, files, strict=True)],
         })  # fmt: skip
         extra |= {"n_patients": len(found), "simulated": trained.simulated}
     return found
 
 
-def _page(p: Prediction, trained: Patients, index: ConceptIndex, views: Views) -> PatientPage:
+def _page(p: Prediction, trained: Patients, titles: Callable[[int], str], views: Views) -> PatientPage:
     explained = p.explained
     k = explained.classes.index(p.predicted)
     table = explained.for_class(p.predicted)
@@ -215,13 +232,14 @@ def _page(p: Prediction, trained: Patients, index: ConceptIndex, views: Views) -
     carriers = {latent: _carriers(p, latent, float(thresholds[latent])) for latent in latents}
     views.prepare([c for cells, _ in carriers.values() for c in cells])
     pictures = {latent: views.pictures(latent, *carriers[latent]) for latent in latents}
-    titles = _titles(trained, index)
+    on_cell = {latent: views.on_cell(latent, carriers[latent][0]) for latent in latents}
 
     def lines(rows: pd.DataFrame, amount: str, usual: str, highest: str) -> list[Line]:
         widest = float(rows[amount].abs().max()) if len(rows) else 1.0
         return [
             Line(int(r["latent"]), titles(int(r["latent"])), float(r["value"]), float(r[usual]), float(r[amount]),
-                 100 * abs(float(r[amount])) / (widest or 1.0), float(r[highest]), pictures[int(r["latent"])])
+                 100 * abs(float(r[amount])) / (widest or 1.0), float(r[highest]), on_cell[int(r["latent"])],
+                 pictures[int(r["latent"])])
             for r in rows.to_dict("records")
         ]  # fmt: skip
 
@@ -243,14 +261,23 @@ def _carriers(p: Prediction, latent: int, above: float) -> tuple[list[int], list
     return [int(p.cell_ids[i]) for i in order], [float(values[i]) for i in order]
 
 
-def _titles(trained: Patients, index: ConceptIndex) -> Any:
+def _names(index: ConceptIndex, named_in: ConceptIndex | Path | str | None) -> dict[str, str]:
+    """Names of concepts by the digits of their number (keys of JSON)."""
+    source = index if named_in is None else named_in if isinstance(named_in, ConceptIndex) else ConceptIndex(named_in)
+    if source.manifest["inputs"].get("sae") != index.manifest["inputs"].get("sae"):
+        raise CytosaeError(f"{source.folder} was made with another dictionary, so its names mean other concepts.")
+    table = named_concepts(source)
+    table = table[table["name"].notna()]
+    return {str(latent): str(name) for latent, name in zip(table["latent"], table["name"], strict=True)}
+
+
+def _titles(trained: Patients, names: dict[str, str]) -> Callable[[int], str]:
     """latent -> its name where it has one, else what its strongest cells in training were."""
-    names = named_concepts(index).set_index("latent")["name"]
     var = trained.profiles.var.set_index("latent")
 
     def title(latent: int) -> str:
-        name = names.get(latent)
-        if isinstance(name, str):
+        name = names.get(str(latent))
+        if name is not None:
             return f"{name} (concept {latent})"
         label = var["top_label"].get(latent) if "top_label" in var else None
         return f"concept {latent}" + (f", strongest in training on {label}" if isinstance(label, str) and label else "")

@@ -28,6 +28,7 @@ class Hit:
     """A concept that sets a diagnosis apart, and the cells of its patients that carry it; `on_cell`: share of it on the cell."""
 
     latent: int
+    title: str
     row: dict[str, Any]
     top_label: str
     on_cell: float
@@ -50,6 +51,7 @@ class Reason:
     """What one concept adds to a patient's logit; `width` is in per cent of the largest shown, `on_cell` as in `Hit`."""
 
     latent: int
+    title: str
     on_cell: float
     value: float
     cohort_mean: float
@@ -157,7 +159,16 @@ def _diagnosis(run: Run, found: Patients, matrix: CellsByConcepts | None, name: 
         label = run.index.concepts["top_label"][latent]
         cells = _cells_with(matrix, latent, found.target, name, row["effect"] < 0, above=_threshold(found, latent))
         top = label if isinstance(label, str) else "no label"
-        shown.append(Hit(latent, row, top, on_cell(run, run.index, latent), _pictures(run, matrix, latent, cells)))
+        shown.append(
+            Hit(
+                latent,
+                run.title(latent),
+                row,
+                top,
+                on_cell(run, run.index, latent),
+                _pictures(run, matrix, latent, cells),
+            )
+        )
     n = int((found.profiles.obs[found.target] == name).sum())
     return Diagnosis(name, n, len(hits), shown, float(rows["q"].min()) if len(rows) else float("nan"))
 
@@ -258,7 +269,7 @@ def _one_patient(run: Run, found: Patients, matrix: CellsByConcepts | None) -> O
     widest = float(shown["contribution"].abs().max()) or 1.0
     reasons = [
         Reason(
-            int(row["latent"]), on_cell(run, run.index, int(row["latent"])), float(row["value"]), float(row["cohort_mean"]), float(row["contribution"]),
+            int(row["latent"]), run.title(int(row["latent"])), on_cell(run, run.index, int(row["latent"])), float(row["value"]), float(row["cohort_mean"]), float(row["contribution"]),
             100 * abs(float(row["contribution"])) / widest,
             _pictures(run, matrix, int(row["latent"]),
                       _cells_with(matrix, int(row["latent"]), "patient", chosen["patient"], n=3,

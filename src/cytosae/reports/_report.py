@@ -11,7 +11,8 @@ import markupsafe
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae._progress import say
-from cytosae.evaluation import measure_controls
+from cytosae.concepts import named_concepts
+from cytosae.evaluation import TooFewCellsError, measure_controls
 from cytosae.reports._facts import about_run, quality
 from cytosae.reports._gallery import make_gallery
 from cytosae.reports._landscape import landscape
@@ -44,11 +45,7 @@ def write_report(run: Path | str, out: Path | str | None = None, *, seed: int = 
         raise UsageError(f"{out} is no page; give --out a file that ends in .html.")
     folder = Run(Path(run))
     _check(folder)
-    if len(folder.index.manifest["labels"]) >= 2:
-        where = folder.index.manifest["config"]["where"]
-        measure_controls(
-            folder.cells, folder.store, folder.sae, folder.folder / "controls.json", where=where, seed=seed
-        )
+    control = _control(folder, seed)
     target = Path(out) if out is not None else folder.folder / "report.html"
     say("report: drawing exemplars and maps")
     gallery = make_gallery(folder)
@@ -60,18 +57,32 @@ def write_report(run: Path | str, out: Path | str | None = None, *, seed: int = 
         .get_template("report.html.j2")
         .render(
             about=about_run(folder),
-            quality=quality(folder),
+            quality=quality(folder, control),
             gallery=gallery,
+            n_named=int(named_concepts(folder.index)["name"].notna().sum()),
             landscape=landscape(folder.index.concepts, {c.latent for c in gallery.concepts}, n_labels),
             cells=explained_cells(folder, gallery),
             transfer=moved,
             patients=people,
-            sections=_sections(moved is not None, people is not None),
+            sections=_sections(bool(gallery.concepts), moved is not None, people is not None),
         )
     )
     with commit_file(target) as temporary:
         temporary.write_text(page, "utf-8")
     return target
+
+
+def _control(run: Run, seed: int) -> dict[str, Any] | None:
+    """The control of the label entropy, measured where it is not there; None where these cells do not allow one."""
+    if len(run.index.manifest["labels"]) < 2:
+        say("report: no control of the label entropy, which needs cells of two labels")
+        return None
+    where = run.index.manifest["config"]["where"]
+    try:
+        return measure_controls(run.cells, run.store, run.sae, run.folder / "controls.json", where=where, seed=seed)
+    except TooFewCellsError as error:
+        say(f"report: no control of the label entropy: {error}")
+        return None
 
 
 def _check(run: Run) -> None:
@@ -85,14 +96,13 @@ def _check(run: Run) -> None:
         raise CytosaeError(f"{run.folder / 'index'} was made from another cells.parquet than the run's; index again.")
 
 
-def _sections(with_transfer: bool, with_patients: bool) -> list[tuple[str, str]]:
+def _sections(with_concepts: bool, with_transfer: bool, with_patients: bool) -> list[tuple[str, str]]:
     """Anchors and titles of the page's parts, for the line of links at the top."""
     return [
         ("run", "What was run"),
         ("quality", "How good it is"),
         ("landscape", "All concepts"),
-        ("gallery", "Concepts worth looking at"),
-        ("cell", "A cell, patch by patch"),
+        *([("gallery", "Concepts worth looking at"), ("cell", "A cell, patch by patch")] if with_concepts else []),
         *([("marrow", "On bone marrow")] if with_transfer else []),
         *([("patients", "Patients")] if with_patients else []),
         ("caveats", "What not to conclude"),
@@ -117,4 +127,10 @@ def _template(name: str) -> str:
 def _percent(value: Any) -> str:
     """A share as per cent: one digit behind the point below ten."""
     number = 100 * float(value)
-    return "–" if number != number else f"{number:.0f}%" if number >= 9.95 or number == 0 else f"{number:.1f}%"
+    if number != number:
+        return "–"
+    if 99.5 <= number < 100:
+        return ">99%"  # not all
+    if 0 < number < 0.05:
+        return "<0.1%"  # not none
+    return f"{number:.0f}%" if number >= 9.95 or number == 0 else f"{number:.1f}%"

@@ -15,8 +15,9 @@ import pandas as pd
 from cytosae._errors import CytosaeError
 from cytosae._progress import say
 from cytosae.cells import Cells, ImageReader, cell_share_of_patches, decode_image, estimate_cell, read_cells
-from cytosae.concepts import CellsByConcepts, ConceptIndex, concept_maps, read_cells_by_concepts
+from cytosae.concepts import CellsByConcepts, ConceptIndex, concept_maps, named_concepts, read_cells_by_concepts
 from cytosae.sae import SparseAutoencoder, bundled_folder, is_bundled, load_sae
+from cytosae.storage import Manifest, read_manifest
 from cytosae.tokens import TokenStore
 
 
@@ -64,9 +65,25 @@ class Run:
         return load_sae(self.folder / "sae" if (self.folder / "sae").exists() else bundled_folder() / "sae")
 
     @cached_property
+    def sae_manifest(self) -> Manifest:
+        """What the dictionary was made from."""
+        own = self.folder / "sae"
+        return read_manifest(own if own.exists() else bundled_folder() / "sae", "sae", 1)
+
+    @cached_property
     def index(self) -> ConceptIndex:
-        """The index of the cells outside the training part."""
+        """The index of the cells that are shown."""
         return ConceptIndex(self.folder / "index")
+
+    def title(self, latent: int) -> str:
+        """What a concept is called: the name a person gave, and its number."""
+        name = self._names.get(latent)
+        return f"{name} (concept {latent})" if isinstance(name, str) else f"concept {latent}"
+
+    @cached_property
+    def _names(self) -> dict[int, Any]:
+        table = named_concepts(self.index)
+        return dict(zip(table["latent"].tolist(), table["name"].tolist(), strict=True))
 
     def other_index(self, name: str) -> ConceptIndex | None:
         """A further index of the run (``index-train``, ``index-marrow``), if it is there."""

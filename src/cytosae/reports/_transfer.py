@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from cytosae.cells import select
+from cytosae.patients import trained_among
 from cytosae.reports._axis import LogAxis
 from cytosae.reports._gallery import Gallery, exemplar_pictures
 from cytosae.reports._pictures import Overlay
@@ -54,6 +56,8 @@ class Transfer:
 
     n: int
     n_other: int
+    n_seen: int | None
+    fewest: int
     jaccard: float
     correlation: float
     rows: list[TransferRow]
@@ -84,9 +88,13 @@ def transfer(run: Run, gallery: Gallery, name: str = "index-marrow") -> Transfer
     ]  # fmt: skip
     dots.sort(key=lambda d: d.shown)
     low, high = max(across.low, up.low), min(across.high, up.high)
+    trained, _ = trained_among(run.cells.frame, run.cells, other, run.sae_manifest)
+    shown_there = run.cells.frame["cell_id"].isin(select(run.cells, other.manifest["config"]["where"])["cell_id"])
+    rows = _rows(run, gallery, name)
+    fewest = min((int(other.manifest["labels"][r.other_label]) for r in rows if r.other_label), default=0)
     return Transfer(
-        run.index.n_cells, other.n_cells, both, float(stats.spearmanr(here[alive], there[alive]).statistic),
-        _rows(run, gallery, name), dots, _WIDTH, _HEIGHT, _BOX, across.ticks(), up.ticks(),
+        run.index.n_cells, other.n_cells, None if trained is None else int((trained & shown_there).sum()), fewest, both, float(stats.spearmanr(here[alive], there[alive]).statistic),
+        rows, dots, _WIDTH, _HEIGHT, _BOX, across.ticks(), up.ticks(),
         (across.at(10**low), up.at(10**low), across.at(10**high), up.at(10**high)),
     )  # fmt: skip
 
