@@ -11,13 +11,21 @@ from small_cohorts import SPEC, source_table
 from cytosae import CytosaeError
 from cytosae.cells import build_cells, bundled_path, read_cells
 from cytosae.cli._main import run
-from cytosae.patients import draw_cohort, parse_spec, read_spec, simulate_cohort
+from cytosae.patients import draw_cohort, packaged_specs, parse_spec, read_spec, simulate_cohort
 from cytosae.storage import hash_file
 
 
 @pytest.fixture(scope="module")
 def bundled(tmp_path_factory):
     return build_cells(bundled_path(), tmp_path_factory.mktemp("bundled") / "cells.parquet")
+
+
+def test_a_folder_called_like_a_packaged_specification_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read_spec("demo") == read_spec(packaged_specs()["demo"])
 
 
 def test_the_demo_cohort_can_be_drawn_with_every_seed_and_keeps_its_promise(bundled):

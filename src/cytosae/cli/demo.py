@@ -33,7 +33,7 @@ def command(source: Path | None, recipe: str, settings: tuple[str, ...], out: Pa
     from cytosae.backbones import load_backbone
     from cytosae.cells import build_cells, bundled_path
     from cytosae.concepts import index_concepts
-    from cytosae.patients import ClassifyConfig, DifferentialConfig, simulate_cohort, write_patients
+    from cytosae.patients import ClassifyConfig, DifferentialConfig, packaged_specs, simulate_cohort, write_patients
     from cytosae.reports import write_fit_page, write_report
     from cytosae.tokens import extract_tokens
     from cytosae.training import fit, override
@@ -48,7 +48,7 @@ def command(source: Path | None, recipe: str, settings: tuple[str, ...], out: Pa
     for name, where in (("index", HELDOUT), ("index-train", TRAIN), ("index-marrow", MARROW)):
         index_concepts(cells, sae, out / name, store=store, where=where, cells_matrix=True, device=device)
     try:
-        cohort = simulate_cohort("demo", cells, out / "cohort.parquet", seed=seed)
+        cohort = simulate_cohort(packaged_specs()["demo"], cells, out / "cohort.parquet", seed=seed)
     except CytosaeError as error:
         if source is None:
             raise

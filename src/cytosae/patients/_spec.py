@@ -123,7 +123,7 @@ def read_spec(source: Path | str) -> CohortSpec:
     import yaml
 
     path = Path(source)
-    if not path.exists():
+    if not path.is_file():  # a folder may be called like a packaged one: runs of the demo are
         known = packaged_specs()
         if path.name != str(source) or path.suffix or path.name not in known:
             raise UsageError(f"There is no specification {str(source)!r}{nearest(str(source), known)}; give a file.")
