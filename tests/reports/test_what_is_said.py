@@ -65,6 +65,8 @@ def test_exemplars_of_one_type_are_not_called_tied_to_none(
     page = run_of(few_cells, few_colours, tmp_path, "split=none", matrix=False)
     assert "Not tied to a cell type" not in page
     assert re.search(r"<h3>\d+ of the \d+ strongest cells: \w+", page)
+    name = few_cells.frame["image"].iloc[0].rsplit("/", 1)[-1]
+    assert re.search(rf"cell \d+ \({re.escape(name)}\), activation", page), "a person can find the file"
 
 
 def test_cells_that_trained_are_counted_and_others_are_called_so(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,9 @@ def draw_comparison(table: pd.DataFrame, names: Sequence[str], pairs: Sequence[d
         axis.plot([low, 1], [low, 1], color="0.5", linewidth=0.8)
         rho = pair["frequency_rank_correlation"]
         said = "" if rho is None else f", rank correlation {rho:.2f}"
-        axis.set(xscale="log", yscale="log", xlabel=f"share of cells, {a}", ylabel=f"share of cells, {b}")
+        axis.set(
+            xscale="log", yscale="log", xlabel=fill(f"share of cells, {a}", 52), ylabel=fill(f"share of cells, {b}", 44)
+        )
         axis.set_title(f"{len(both):,} concepts in both{said}", fontsize=9)
     figure.colorbar(dots, ax=list(axes), label="relative entropy in the first set (0: one label)", pad=0.01)
     return figure

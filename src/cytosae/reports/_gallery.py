@@ -116,7 +116,9 @@ def exemplar_pictures(run: Run, index: ConceptIndex, latent: int, n: int) -> tup
         maps.append(values)
         shares.append(run.cell_shares(cell_id))
         pictures.append(
-            overlay(pixels, values, top, describe(run, cell_id), f"cell {cell_id}, activation {row.value:.2f}")
+            overlay(
+                pixels, values, top, describe(run, cell_id), f"{run.cell_name(cell_id)}, activation {row.value:.2f}"
+            )
         )
     if not pictures:
         return [], float("nan")

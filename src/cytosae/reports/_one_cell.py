@@ -36,6 +36,7 @@ class ExplainedCell:
     """A cell, the squares in which one of its concepts is the loudest, and the concepts."""
 
     cell_id: int
+    title: str
     name: str
     dataset: str
     image: str
@@ -79,7 +80,9 @@ def explain_cell(run: Run, cell_id: int) -> ExplainedCell:
         label = known["top_label"] if isinstance(known["top_label"], str) else "no label"
         picture = overlay(pixels, values, float(values.max()), f"concept {latent}", f"largest code {values.max():.2f}")
         similar = [
-            p for p in exemplar_pictures(run, run.index, latent, N_SIMILAR + 1)[0] if f"cell {cell_id}," not in p.title
+            p
+            for p in exemplar_pictures(run, run.index, latent, N_SIMILAR + 1)[0]
+            if f"{run.cell_name(cell_id)}," not in p.title
         ]
         parts.append(
             Part(
@@ -98,6 +101,7 @@ def explain_cell(run: Run, cell_id: int) -> ExplainedCell:
     row = run.rows.loc[cell_id]
     return ExplainedCell(
         cell_id,
+        run.cell_name(cell_id),
         describe(run, cell_id),
         str(row["dataset"]),
         jpeg_uri(pixels, 2 * SIDE, 90),

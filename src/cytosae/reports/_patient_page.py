@@ -26,7 +26,7 @@ from cytosae.patients import (
     prediction_record,
     read_patients,
 )
-from cytosae.reports._pictures import Overlay, overlay
+from cytosae.reports._pictures import Overlay, cell_name, overlay
 from cytosae.reports._report import _environment
 from cytosae.sae import load_sae
 from cytosae.storage import commit_folder, created_by, same_work, write_json
@@ -102,7 +102,13 @@ class Views:
         maps = [self._map(cell, latent) for cell in cell_ids]
         top = max((float(m.max()) for m in maps), default=0.0)
         return [
-            overlay(self._pixels(cell), m, top, self._label(cell), f"cell {cell}, activation {value:.2f}")
+            overlay(
+                self._pixels(cell),
+                m,
+                top,
+                self._label(cell),
+                f"{cell_name(cell, self._rows.loc[cell, 'image'])}, activation {value:.2f}",
+            )
             for cell, m, value in zip(cell_ids, maps, values, strict=True)
         ]
 

@@ -215,7 +215,13 @@ def _pictures(run: Run, matrix: CellsByConcepts | None, latent: int, cell_ids: l
     top = max((float(m.max()) for m in maps), default=0.0)
     owner = {} if matrix is None else dict(zip(matrix.cell_ids.tolist(), matrix.obs["patient"], strict=True))
     return [
-        overlay(run.pixels(c), m, top, f"{owner.get(c)}: {describe(run, c)}", f"cell {c}, activation {m.max():.2f}")
+        overlay(
+            run.pixels(c),
+            m,
+            top,
+            f"{owner.get(c)}: {describe(run, c)}",
+            f"{run.cell_name(c)}, activation {m.max():.2f}",
+        )
         for c, m in zip(cell_ids, maps, strict=True)
     ]
 

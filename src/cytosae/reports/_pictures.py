@@ -93,3 +93,8 @@ def overlay(
 
 def _uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def cell_name(cell_id: int, image: Any) -> str:
+    """Number and file of a cell: what a person looks for on the disk."""
+    return f"cell {cell_id} ({str(image).rsplit('/', 1)[-1]})"

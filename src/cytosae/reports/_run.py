@@ -16,6 +16,7 @@ from cytosae._errors import CytosaeError
 from cytosae._progress import say
 from cytosae.cells import Cells, ImageReader, cell_share_of_patches, decode_image, estimate_cell, read_cells
 from cytosae.concepts import CellsByConcepts, ConceptIndex, concept_maps, named_concepts, read_cells_by_concepts
+from cytosae.reports._pictures import cell_name
 from cytosae.sae import SparseAutoencoder, bundled_folder, is_bundled, load_sae
 from cytosae.storage import Manifest, read_manifest
 from cytosae.tokens import TokenStore
@@ -74,6 +75,10 @@ class Run:
     def index(self) -> ConceptIndex:
         """The index of the cells that are shown."""
         return ConceptIndex(self.folder / "index")
+
+    def cell_name(self, cell_id: int) -> str:
+        """Number and file of a cell: what a person looks for on the disk."""
+        return cell_name(cell_id, self.rows.loc[cell_id, "image"])
 
     def title(self, latent: int) -> str:
         """What a concept is called: the name a person gave, and its number."""
