@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -173,6 +176,31 @@ def test_a_patients_concept_that_lies_off_the_cell_is_said_to(demo_run: Path) ->
     page = (demo_run / "report.html").read_text("utf-8")
     assert page.count("mostly off the cell</b>") == sum(share < 0.5 for share in shares)
     assert page.count("of it lies on the cell): not this cell's morphology.") == sum(share < 0.5 for share in hits)
+
+
+def test_pages_of_new_patients_say_what_lies_off_the_cell_and_what_people_call_it(
+    demo_run: Path, tmp_path: Path
+) -> None:
+    from cytosae.concepts import name_concept
+    from cytosae.reports import write_predictions
+
+    shutil.copytree(demo_run / "index", tmp_path / "named/index")
+    index = ConceptIndex(tmp_path / "named/index")
+    given: dict[str, Any] = {
+        "patients": demo_run / "patients", "index": demo_run / "index-cohort", "cells": demo_run / "cohort.parquet",
+        "out": tmp_path / "pages", "sae": demo_run / "sae", "store": TokenStore(demo_run / "tokens"),
+    }  # fmt: skip
+    found = write_predictions(**given)
+    pages = [p.read_text("utf-8") for p in (tmp_path / "pages").glob("*.html")]
+    assert len(pages) == len(found) + 1
+    assert any("mostly off the cell" in page for page in pages)
+    assert not any("a thing to see" in page for page in pages)
+    latent = re.search(r"<b>concept (\d+)", max(pages, key=len))
+    assert latent is not None
+    name_concept(tmp_path / "named/names.parquet", index, int(latent[1]), "a thing to see", "A. Expert")
+    write_predictions(**given, named_in=index)
+    again = [p.read_text("utf-8") for p in (tmp_path / "pages").glob("*.html")]
+    assert any(f"a thing to see (concept {latent[1]})" in page for page in again), "made anew, since names were given"
 
 
 def test_marrow_is_never_trained_on_and_simulated_patients_share_no_cell_with_the_dictionary(demo_run: Path) -> None:
