@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cytosae.backbones import layer_text
-from cytosae.cells import select
+from cytosae.concepts import indexed_cells
 from cytosae.patients import trained_among
 from cytosae.reports._run import Run
 from cytosae.storage import created_by
@@ -28,7 +28,7 @@ def about_run(run: Run) -> dict[str, Any]:
     sae, info, store = run.sae, run.sae.info, run.store.manifest
     frame = run.cells.frame
     trained, _ = trained_among(frame, run.cells, run.index, run.sae_manifest)
-    shown = frame["cell_id"].isin(select(run.cells, run.index.manifest["config"]["where"])["cell_id"])
+    shown = frame["cell_id"].isin(indexed_cells(run.index, run.cells)["cell_id"])
     return {
         "n_cells": len(run.cells),
         "n_quarantined": run.cells.n_quarantined,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from cytosae.cells import select
+from cytosae.concepts import indexed_cells
 from cytosae.patients import trained_among
 from cytosae.reports._axis import LogAxis
 from cytosae.reports._gallery import Gallery, exemplar_pictures
@@ -89,7 +89,7 @@ def transfer(run: Run, gallery: Gallery, name: str = "index-marrow") -> Transfer
     dots.sort(key=lambda d: d.shown)
     low, high = max(across.low, up.low), min(across.high, up.high)
     trained, _ = trained_among(run.cells.frame, run.cells, other, run.sae_manifest)
-    shown_there = run.cells.frame["cell_id"].isin(select(run.cells, other.manifest["config"]["where"])["cell_id"])
+    shown_there = run.cells.frame["cell_id"].isin(indexed_cells(other, run.cells)["cell_id"])
     rows = _rows(run, gallery, name)
     fewest = min((int(other.manifest["labels"][r.other_label]) for r in rows if r.other_label), default=0)
     return Transfer(
