@@ -158,6 +158,7 @@ def test_the_report_holds_what_it_promises_and_asks_nothing_of_the_network(demo_
                   "What sets a diagnosis apart", "One patient explained", "Provenance"):  # fmt: skip
         assert words in page
     assert page.count('class="card"') >= 12
+    assert page.count("Not tied to a cell type, on the cell</h3>") == 3
     assert "src=" not in page
     outside = [part[:60] for part in page.split('href="')[1:] if not part.startswith(("#", "data:"))]
     assert not outside

@@ -74,10 +74,11 @@ def make_gallery(run: Run) -> Gallery:
     """Choose concepts on the training part (where its index is there) and draw them on the other cells."""
     chosen = choose(run)
     names = named_concepts(run.index)
-    cards = [_card(run, run.index, names, row) for row in chosen.itertuples()]
     matrix, n_labels = run.matrix("index"), len(run.index.manifest["labels"])
+    by_exemplars = matrix is None or not n_labels
+    cards = [_card(run, run.index, names, row, by_exemplars) for row in chosen.itertuples()]
     chosen_apart = run.matrix("index-train") is not None and matrix is not None and n_labels > 0
-    return Gallery(cards, chosen_apart, matrix is None or not n_labels, n_labels)
+    return Gallery(cards, chosen_apart, by_exemplars, n_labels)
 
 
 def choose(run: Run) -> pd.DataFrame:
@@ -144,7 +145,7 @@ def describe(run: Run, cell_id: int) -> str:
     return label
 
 
-def _card(run: Run, index: ConceptIndex, names: pd.DataFrame, row: Any) -> Card:
+def _card(run: Run, index: ConceptIndex, names: pd.DataFrame, row: Any, by_exemplars: bool) -> Card:
     latent = int(row.latent)
     known = names.loc[latent]
     named = isinstance(known["name"], str)
@@ -162,7 +163,7 @@ def _card(run: Run, index: ConceptIndex, names: pd.DataFrame, row: Any) -> Card:
         chosen_for=row.label if isinstance(row.label, str) else None,
         name=known["name"] if named else None,
         named_by=known["named_by"] if named else None,
-        headline=_headline(row, on_cell, n_top, n_judged, top_label if bars else None),
+        headline=_headline(row, by_exemplars, on_cell, n_top, n_judged, top_label if bars else None),
         exemplars=pictures,
         frequency=float(known["frequency"]),
         mean_activation=float(known["mean_activation"]),
@@ -177,12 +178,11 @@ def _card(run: Run, index: ConceptIndex, names: pd.DataFrame, row: Any) -> Card:
     )
 
 
-def _headline(row: Any, on_cell: float, n_top: int, n_judged: int, top_label: str | None) -> str:
+def _headline(row: Any, by_exemplars: bool, on_cell: float, n_top: int, n_judged: int, top_label: str | None) -> str:
     """What is known at a glance; `top_label`: None where no cell has a label."""
-    chosen_by_exemplars = row.auroc_chosen != row.auroc_chosen
-    if top_label is not None and (isinstance(row.label, str) or chosen_by_exemplars):
+    if top_label is not None and (isinstance(row.label, str) or by_exemplars):
         where = "" if on_cell >= 0.5 else ", but mostly off the cell in the middle"
-        return f"{n_top} of the {n_judged} strongest cells: {top_label}{where if chosen_by_exemplars else ''}"
+        return f"{n_top} of the {n_judged} strongest cells: {top_label}{where if by_exemplars else ''}"
     if on_cell < 0.5:
         return "Mostly off the cell in the middle"
     return "On the cell; no cell has a label" if top_label is None else "Not tied to a cell type, on the cell"
