@@ -213,6 +213,23 @@ def test_no_codes_at_all_still_move_the_moments(path: Any) -> None:
     assert float(path.decode(empty, w.D, (9,)).abs().max()) == 0
 
 
+def test_averages_too_small_for_normal_numbers_become_zero_and_move_nothing(threads: int) -> None:
+    """Those of a latent without a gradient sink there; kept, they make every later step several times slower."""
+    library = native_library()
+    if library is None:
+        pytest.skip("the compiled path cannot be built here")
+    x, w = problem(40, 24, 130)
+    for average in (w.E_avg, w.D_avg, w.E_square):
+        average.fill_(1e-40)
+    before, none = copy_of(w), ReferencePath().select(x[:0], w.E, w.b_enc, Rule("relu"))
+    NativePath().update(w, x[:0], [Term(none, x[:0][None], (130,))], AdamStep(5000, 0.01), normalise=False)
+    for average in (w.E_avg, w.D_avg, w.E_square):
+        assert not average.any()
+    assert torch.equal(w.E, before.E)
+    assert torch.equal(w.D, before.D)
+    assert float(torch.tensor([1e-40]).mul(0.5)) > 0, "the processor's mode is put back"
+
+
 def test_a_changed_matrix_is_not_taken_for_the_former_one(path: Any) -> None:
     x, w = problem(40, 12, 50)
     path.select(x, w.E, w.b_enc, Rule("topk", k=3))

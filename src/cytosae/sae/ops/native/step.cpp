@@ -38,6 +38,21 @@ constexpr int64_t kSums = 64, kChunk = 64, kAhead = 4;
 constexpr float kSigmas = 6.0f;
 const float kRootTwelve = std::sqrt(12.0f);
 
+// Numbers below 1e-38 are zeros for this thread as long as this lives. The averages of a latent that gets no gradient sink there
+// within 800 steps and stay, and arithmetic with them is many times slower. Beside Adam's epsilon they move no weight.
+class NoDenormals {
+ public:
+#if CYTOSAE_BITS
+  NoDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~NoDenormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#else
+  NoDenormals() {}
+#endif
+};
+
 #if CYTOSAE_BITS == 8
 using Whole = int8_t;      // of a token
 using Packed = uint8_t;    // of a latent: 128 more than the value
@@ -910,6 +925,7 @@ void cytosae_update(float* E, float* D, float* b, float* E_avg, float* E_square,
   std::vector<float> carries(chunks * d, 0.0f);
 #pragma omp parallel num_threads(threads)
   {
+    const NoDenormals faster;
     std::vector<float> gE(d), gD(d);
 #pragma omp for schedule(dynamic)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
