@@ -171,3 +171,12 @@ def test_a_blend_that_would_be_ignored_is_refused() -> None:
     with pytest.raises(CytosaeError, match="belongs to start=tied"):
         override("default", ["blend=0.5"])
     assert override("default", ["blend=0.5", "start=tied"]).blend == 0.5
+
+
+def test_auxk_grows_with_the_codes_a_token_and_is_written_down_as_used() -> None:
+    took = {k: override("default", [f"k={k}"]).n_aux for k in (1, 32, 33, 128)}
+    assert took == {1: 256, 32: 256, 33: 264, 128: 1024}
+    assert override("default", ["k=128"]).as_dict()["aux_k"] == 1024
+    assert override("default", ["k=128", "aux_k=64"]).as_dict()["aux_k"] == 64
+    bundled = load_sae("default").info["hyperparameters"]
+    assert bundled == override("default").as_dict(), "the packaged dictionary is made by the recipe of its name"

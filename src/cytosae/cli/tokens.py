@@ -34,6 +34,8 @@ from cytosae.cli._common import done, precision, verb, where_option
               help="Kinds of token to keep: all, or class, register and patch joined by +.")  # fmt: skip
 @click.option("--patches", type=click.IntRange(1), help="Keep so many random patches of each cell, chosen by --seed; "
               "enough to train on, too few for maps.")  # fmt: skip
+@click.option("--views", type=click.IntRange(1, 8), default=1, show_default=True, help="Also keep the cells mirrored (2) and "
+              "turned (up to 8): more to train on. All other verbs read the cells as they are.")  # fmt: skip
 @click.option("--compile", "compiled", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
               help="Compile the forward pass; auto does so where the work left is long enough to pay for it.")  # fmt: skip
 @where_option
@@ -48,6 +50,7 @@ def command(
     store: str,
     keep: str,
     patches: int | None,
+    views: int,
     compiled: str,
     where: tuple[str, ...],
     out: Path,
@@ -81,10 +84,12 @@ def command(
         where=where,
         keep=kinds,
         patches=patches,
+        views=views,
         seed=seed,
         compile=compiled,
     )
     left = f"; {table.n_quarantined} quarantined cells have none" if table.n_quarantined else ""
+    seen = f" in {views} views" if views > 1 else ""
     done(
-        f"Wrote {out}: tokens of {tokens.n_rows:,} cells, {tokens.n_tokens} x {tokens.d_in} each, {tokens.dtype}{left}."
+        f"Wrote {out}: tokens of {tokens.n_rows:,} cells{seen}, {tokens.n_tokens} x {tokens.d_in} each, {tokens.dtype}{left}."
     )

@@ -6,6 +6,7 @@ from cytosae.tokens._kinds import parse_keep, sample_patches
 from cytosae.tokens._order import TokenOrder
 from cytosae.tokens._store import KIND, VERSION, TokenStore
 from cytosae.tokens._stream import MEMORY_LIMIT, TokenStream
+from cytosae.tokens._views import turned
 
 __all__ = [
     "KIND",
@@ -20,4 +21,5 @@ __all__ = [
     "load_images",
     "parse_keep",
     "sample_patches",
+    "turned",
 ]

@@ -25,6 +25,7 @@ from cytosae.tokens._balance import balanced
 from cytosae.tokens._forward import check_mode, choose_forward
 from cytosae.tokens._kinds import KINDS, Kept
 from cytosae.tokens._store import KIND, STORED, TORCH, VERSION, TokenStore, image_keys
+from cytosae.tokens._views import VIEWS, turned
 
 #: Images a forward pass; the last batch is padded to it, so that a cell's tokens do not depend on how many follow.
 BATCH = 16
@@ -42,6 +43,7 @@ def extract_tokens(
     where: Sequence[str] = (),
     keep: Sequence[str] = KINDS,
     patches: int | None = None,
+    views: int = 1,
     seed: int = 0,
     compile: str = "auto",
 ) -> TokenStore:
@@ -66,8 +68,11 @@ def extract_tokens(
         Kinds of token to keep: ``class``, ``register``, ``patch``.
     patches
         Keep that many random patches of each cell instead of all; which ones depends on `seed` and the cell_id alone.
+    views
+        Of each cell: 1 as it is, 2 also mirrored, up to 8 with its quarter turns (see `turned`). The further ones are read by
+        training alone (`TokenStore.views_of`).
     seed
-        Of that choice.
+        Of the choice of patches.
     compile
         ``on``: the forward pass is compiled, ``off``: it is not, ``auto``: where that pays. Compiled tokens differ from others
         in their last bits; which they are is written in the manifest (``forward``), and an unfinished store goes on as begun.
@@ -81,6 +86,10 @@ def extract_tokens(
     if store not in STORED:
         raise UsageError(f"There is no stored type {store!r}; use {', '.join(STORED)}.")
     check_mode(compile)
+    if not 1 <= views <= VIEWS:
+        raise UsageError(
+            f"--views {views} is not possible: a cell has {VIEWS} (four quarter turns, each also mirrored)."
+        )
     layer = balanced(backbone, layer)
     kept = Kept.of(backbone.token_kinds, keep, patches, seed, backbone.name)
     frame = select(cells, where)
@@ -97,21 +106,23 @@ def extract_tokens(
         **({"backbone_options": backbone.options} if backbone.options else {}),
         **({"compile": compile} if compile != "auto" else {}),
         **kept.config,
+        **({"views": views} if views > 1 else {}),
     }
     if same_work(out, KIND, inputs, config):
         say(f"tokens: {out} is there already")
         return TokenStore(out)
-    version = 1 if kept.whole else VERSION
+    version = VERSION if views > 1 else 1 if kept.whole else 2
     with commit_folder(out, kind=KIND, version=version, inputs=inputs, config=config, resume=True) as (folder, extra):
         try:
             with kept_memory():
-                top, forward = _write_shards(frame, cells.root, backbone, layer, store, kept, folder, compile)
+                top, forward = _write_shards(frame, cells.root, backbone, layer, store, kept, folder, compile, views)
         finally:
             backbone.compiled = 0  # whoever computes tokens with it next has not asked for compiled ones
         rows = kept.rows(frame["cell_id"].to_numpy(np.int64)) | {"image": pa.array(image_keys(frame["sha256"]))}
         write_table(folder / "rows.parquet", pa.table(rows), kind="token rows", version=version, atomic=False)
         extra |= {
             "n_rows": len(frame),
+            **({"n_views": views} if views > 1 else {}),
             "n_tokens": len(kept.kinds),
             "n_prefix": kept.n_prefix,
             "token_kinds": kept.kinds,
@@ -129,8 +140,10 @@ def extract_tokens(
     return TokenStore(out)
 
 
-def load_images(frame: pd.DataFrame, root: str, backbone: Backbone) -> npt.NDArray[np.uint8]:
-    """Decode and resize the images of some rows: uint8 [n, side, side, 3]."""
+def load_images(
+    frame: pd.DataFrame, root: str, backbone: Backbone, views: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Decode and resize the images of some rows, `views` [n] of them (see `turned`): uint8 [n, side, side, 3]."""
     reader = ImageReader(root)
     out = np.empty((len(frame), backbone.preprocessing.side, backbone.preprocessing.side, 3), np.uint8)
     for i, (image, sha256) in enumerate(zip(frame["image"], frame["sha256"], strict=True)):
@@ -138,40 +151,59 @@ def load_images(frame: pd.DataFrame, root: str, backbone: Backbone) -> npt.NDArr
             out[i] = backbone.preprocessing.resize(decode_image(reader.read(image, sha256)).pixels)
         except UnreadableImageError as error:
             raise CytosaeError(f"{image}: {error}; run 'cytosae cells' again.") from error
+    for view in np.unique(views) if views is not None else ():
+        out[views == view] = turned(out[views == view], int(view))
     return out
 
 
-def encode_images(frame: pd.DataFrame, root: str, backbone: Backbone, layer: Layer) -> Iterator[torch.Tensor]:
-    """float32 tokens of the cells in `frame`, `BATCH` at a time, the next batch being decoded meanwhile."""
-    parts = [frame.iloc[i : i + BATCH] for i in range(0, len(frame), BATCH)]
+def encode_images(
+    frame: pd.DataFrame,
+    root: str,
+    backbone: Backbone,
+    layer: Layer,
+    views: npt.NDArray[np.int64] | None = None,
+) -> Iterator[torch.Tensor]:
+    """float32 tokens of the cells in `frame` (or `views` [n] of them), `BATCH` at a time, the next batch being decoded meanwhile."""
+    starts = range(0, len(frame), BATCH)
+    parts = [(frame.iloc[i : i + BATCH], views if views is None else views[i : i + BATCH]) for i in starts]
     with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(load_images, part, root, backbone) for part in parts[:2]]
-        for i, part in enumerate(parts):
+        waiting = [pool.submit(load_images, part, root, backbone, which) for part, which in parts[:2]]
+        for i, (part, _) in enumerate(parts):
             images = waiting.pop(0).result()
             if i + 2 < len(parts):
-                waiting.append(pool.submit(load_images, parts[i + 2], root, backbone))
+                part_after, views_after = parts[i + 2]
+                waiting.append(pool.submit(load_images, part_after, root, backbone, views_after))
             if len(images) < BATCH:
                 images = np.concatenate([images, np.zeros((BATCH - len(images), *images.shape[1:]), np.uint8)])
             yield backbone.tokens(images, layer)[: len(part)]
 
 
 def _write_shards(
-    frame: pd.DataFrame, root: str, backbone: Backbone, layer: Layer, store: str, kept: Kept, folder: Path, mode: str
+    frame: pd.DataFrame,
+    root: str,
+    backbone: Backbone,
+    layer: Layer,
+    store: str,
+    kept: Kept,
+    folder: Path,
+    mode: str,
+    n_views: int,
 ) -> tuple[float, dict[str, Any]]:
     """Write the shards that are missing; give the largest absolute value of all, as stored, and which forward pass it was."""
     top = 0.0
-    ids = frame["cell_id"].to_numpy(np.int64)
-    paths = {start: folder / f"tokens-{start // SHARD:05d}.bin" for start in range(0, len(frame), SHARD)}
+    cells, views = np.tile(np.arange(len(frame)), n_views), np.repeat(np.arange(n_views), len(frame))
+    ids = frame["cell_id"].to_numpy(np.int64)[cells]
+    paths = {start: folder / f"tokens-{start // SHARD:05d}.bin" for start in range(0, len(ids), SHARD)}
     missing = [start for start, path in paths.items() if not path.exists()]  # what is there is whole: it was renamed
-    left = np.concatenate([np.arange(s, min(s + SHARD, len(frame))) for s in missing] or [np.empty(0, np.int64)])
+    left = np.concatenate([np.arange(s, min(s + SHARD, len(ids))) for s in missing] or [np.empty(0, np.int64)])
     _check_room(folder, len(left) * len(kept.kinds) * backbone.width(layer) * STORED[store].itemsize)
     forward = choose_forward(backbone, layer, mode, batch=BATCH, n_left=-(-len(left) // BATCH), folder=folder)
     # shards hold whole batches, so one pipeline runs through all that are missing
-    stream = encode_images(frame.iloc[left], root, backbone, layer)
-    with Meter(len(frame), "tokens", "cells") as meter, ThreadPoolExecutor(1) as pool:
+    stream = encode_images(frame.iloc[cells[left]], root, backbone, layer, views[left] if n_views > 1 else None)
+    with Meter(len(ids), "tokens", "cells" if n_views == 1 else "views") as meter, ThreadPoolExecutor(1) as pool:
         flushed: Future[None] = pool.submit(lambda: None)
         for start, path in paths.items():
-            n = min(SHARD, len(frame) - start)
+            n = min(SHARD, len(ids) - start)
             if start not in missing:
                 top = max(top, _largest(path, store))
                 meter.add(n)

@@ -18,8 +18,8 @@ from cytosae.storage import read_manifest
 from cytosae.tokens._kinds import name_kinds
 
 #: A store that keeps only some kinds, or a sample of the patches, is of version 2: a reader of version 1 would take its
-#: first token for the class token and its patches for the whole grid.
-KIND, VERSION = "tokens", 2
+#: first token for the class token and its patches for the whole grid. One with several views of each cell is of version 3.
+KIND, VERSION = "tokens", 3
 
 #: stored type -> what numpy maps (numpy has no bfloat16: its bits are mapped as int16)
 STORED: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "bfloat16": np.dtype("<i2"), "float32": np.dtype("<f4")}
@@ -42,8 +42,10 @@ class TokenStore:
     cell_ids
         int64 [n_rows]: which cell a row is, ascending.
     n_rows, n_tokens, n_prefix, d_in, n_blocks
-        Shape: rows, tokens kept of a cell, how many of them stand before the patches, width of a token, and blocks side by side
-        in it.
+        Shape: rows (cells), tokens kept of a cell, how many of them stand before the patches, width of a token, and blocks side
+        by side in it.
+    n_views
+        Views of each cell. The further ones follow all cells as they are: view v of row r is row ``v * n_rows + r``.
     grid
         Rows and columns of patches of the backbone.
     token_kinds
@@ -60,6 +62,7 @@ class TokenStore:
         self.folder = Path(folder)
         self.n_rows, self.n_tokens, self.n_prefix = int(m["n_rows"]), int(m["n_tokens"]), int(m["n_prefix"])
         self.d_in, self.grid = int(m["d_in"]), (int(m["grid"][0]), int(m["grid"][1]))
+        self.n_views = int(m.get("n_views", 1))
         self.n_blocks = len(m["layer"]) if isinstance(m.get("layer"), list) else 1
         n_patches = self.n_tokens - self.n_prefix
         self.token_kinds: list[str] = list(m.get("token_kinds") or ["prefix"] * self.n_prefix + ["patch"] * n_patches)
@@ -76,9 +79,9 @@ class TokenStore:
             if rest:
                 raise CytosaeError(f"{self.folder / name} does not hold whole cells; run 'cytosae tokens' again.")
             self._starts.append(self._starts[-1] + n_rows)
-        if self._starts[-1] != self.n_rows or len(self.cell_ids) != self.n_rows:
+        if self._starts[-1] != self.n_rows * self.n_views or len(self.cell_ids) != self.n_rows:
             raise CytosaeError(
-                f"{self.folder} says {self.n_rows} rows but holds {self._starts[-1]}; run 'cytosae tokens' again."
+                f"{self.folder} says {self.n_rows * self.n_views} rows but holds {self._starts[-1]}; run 'cytosae tokens' again."
             )
 
     @property
@@ -137,6 +140,10 @@ class TokenStore:
                 )
         return rows.astype(np.int64)
 
+    def views_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """int64 [n_views * len(rows)]: rows of all views of the cells in `rows`; all as they are first, then view by view."""
+        return (np.arange(self.n_views)[:, None] * self.n_rows + np.asarray(rows, np.int64)).ravel()
+
     @cached_property
     def _images(self) -> npt.NDArray[np.uint64] | None:
         """`image_keys` of the rows; None of a store from before they were kept."""
@@ -153,7 +160,7 @@ class TokenStore:
         Parameters
         ----------
         rows
-            int64 [n], any order.
+            int64 [n], any order; of `rows_of` or `views_of`.
         kind
             ``all``, ``patch``, ``class`` or ``register``.
         partial

@@ -168,7 +168,7 @@ class TokenStream:
             )
         mask = np.asarray(kept, bool).reshape(len(self.rows), n_grid)
         if self.store.sampled:
-            mask = np.take_along_axis(mask, self.store.patches[self.rows], 1)
+            mask = np.take_along_axis(mask, self.store.patches[self.rows % self.store.n_rows], 1)
         starts = np.concatenate([[0], np.cumsum(mask.sum(1, dtype=np.int64))])
         return starts, np.broadcast_to(np.arange(n, dtype=np.uint16), mask.shape)[mask]
 

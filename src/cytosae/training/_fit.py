@@ -17,7 +17,7 @@ from cytosae.cells import Cells, select
 from cytosae.sae import KIND, VERSION, SparseAutoencoder, load_sae, save_sae
 from cytosae.sae.ops import choose
 from cytosae.storage import commit_folder, same_work
-from cytosae.tokens import TokenStore, TokenStream
+from cytosae.tokens import TokenStore, TokenStream, turned
 from cytosae.training._checkpoint import load_checkpoint, readable_steps, save_checkpoint
 from cytosae.training._log import forget_after
 from cytosae.training._measure import measure
@@ -155,7 +155,7 @@ def fit_many(
                 "backbone": store.manifest["backbone"], "layer": store.manifest["layer"],
                 "preprocessing": store.manifest["preprocessing"], "precision": store.manifest["precision"],
                 "tokens": store.hash, "n_cells_train": len(train_rows), "n_tokens_train": stream.n_tokens,
-                "n_cells_heldout": len(test_rows), "metrics": metrics, "training": {**summary, **stream.record},
+                **({"n_views": store.n_views} if store.n_views > 1 else {}), "n_cells_heldout": len(test_rows), "metrics": metrics, "training": {**summary, **stream.record},
             }  # fmt: skip
             save_sae(folder, sae, info)
             extra["metrics"] = metrics
@@ -235,12 +235,14 @@ def _rows(store: TokenStore, cells: Cells, where: Sequence[str], heldout: Sequen
 
 
 def _stream(store: TokenStore, cells: Cells, where: Sequence[str], rows: Any, recipe: Recipe, seed: int) -> Stream:
+    every = store.views_of(rows)
     if recipe.cells_per_step:
-        return CellStream(store, rows, recipe.cells_per_step, seed, recipe.tokens)
+        return CellStream(store, every, recipe.cells_per_step, seed, recipe.tokens)
     kept = None
     if recipe.background < 1:
         kept = training_patches(select(cells, where), cells.root, store.grid, recipe.background, seed)
-    return TokenStream(store, rows, kept, recipe.batch, seed, recipe.tokens)
+        kept = np.concatenate([turned(kept.reshape(-1, *store.grid), v).ravel() for v in range(store.n_views)])
+    return TokenStream(store, every, kept, recipe.batch, seed, recipe.tokens)
 
 
 def _unit(stream: Stream) -> str:

@@ -77,7 +77,8 @@ class Recipe:
     dead_after
         Tokens without a code after which a latent counts as dead (steps, where a step takes whole cells).
     aux_k, aux_weight
-        AuxK: dead latents that reconstruct the residual of a token, and the weight of that loss.
+        AuxK: dead latents that reconstruct the residual of a token (0: eight for each code, ``max(256, 8 k)``), and the weight
+        of that loss (0: no AuxK).
     resample_every
         Steps between two resamplings of dead latents.
     products
@@ -113,7 +114,7 @@ class Recipe:
     normalise: str = "after"
     dead: str = "auxk"
     dead_after: int = 10_000
-    aux_k: int = 256
+    aux_k: int = 0
     aux_weight: float = 1.0
     resample_every: int = 500
     products: str = "auto"
@@ -163,9 +164,15 @@ class Recipe:
         if self.background < 1 and self.tokens != "patch":
             raise UsageError(f"background={self.background} chooses among patches; use it with tokens=patch.")
 
+    @property
+    def n_aux(self) -> int:
+        """Dead latents that AuxK takes for a token: with many codes a token, few of the dead would get a share of 256."""
+        return self.aux_k or max(256, 8 * self.k)
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for `sae.json`."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Plain values for `sae.json`; `aux_k` as it is used."""
+        values = {**dataclasses.asdict(self), "aux_k": self.n_aux}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 RECIPES: dict[str, Recipe] = {
