@@ -17,6 +17,7 @@ from cytosae._errors import UsageError
 from cytosae.cells import build_cells, bundled_path
 from cytosae.training import override
 from cytosae.training._calibrate import calibrate_threshold
+from cytosae.training._trainer import Trainer
 from stand_in import PatchColours
 
 BLOOD = ("split=test", "dataset=acevedo_pbc")
@@ -180,3 +181,28 @@ def test_auxk_grows_with_the_codes_a_token_and_is_written_down_as_used() -> None
     assert override("default", ["k=128", "aux_k=64"]).as_dict()["aux_k"] == 64
     bundled = load_sae("default").info["hyperparameters"]
     assert bundled == override("default").as_dict(), "the packaged dictionary is made by the recipe of its name"
+
+
+@pytest.mark.parametrize("products", ["float32", "auto"])
+def test_silent_latents_keep_no_averages_too_small_for_normal_numbers(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, products: str
+) -> None:
+    """Those would slow down every later step; and the processor is left as it was found."""
+    if products == "float32":
+        monkeypatch.setattr("cytosae.sae.ops.native.native_library", lambda: None)
+    kept = []
+
+    def finish(self, sample):  # type: ignore[no-untyped-def]
+        kept.append(self.weights)
+        return real(self, sample)
+
+    real = Trainer.finish
+    monkeypatch.setattr(Trainer, "finish", finish)
+    settings = ("dead=nothing", "l1=2", "presentations=300000", "lr=1e-2", "k=1", f"products={products}")
+    train(table, tmp_path / "sae", *settings, recipe="relu-l1")
+    for average in (kept[0].E_avg, kept[0].D_avg):
+        silent = (average == 0).all(1)
+        assert silent.any(), "some latents have been silent for a thousand steps"
+        smallest = average.abs()[average != 0].min() if bool((average != 0).any()) else torch.tensor(1.0)
+        assert float(smallest) >= torch.finfo(torch.float32).tiny
+    assert float(torch.tensor([1e-40]).mul(0.5)) > 0

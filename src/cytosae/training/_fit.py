@@ -138,6 +138,7 @@ def fit_many(
             for (m, _), c in zip(open_members, configs, strict=True)
         ]
         stack.enter_context(_threads(threads))
+        stack.enter_context(_no_denormals())
         stream = _stream(store, cells, where, train_rows, first, seed)
         n_steps = max(1, first.presentations // stream.batch)
         facts = TokenFacts.of(
@@ -257,6 +258,20 @@ def training_threads(recipe: Recipe, d_in: int, n_blocks: int = 1) -> int:
     """
     work = recipe.batch * recipe.expansion * d_in * d_in // n_blocks
     return 1 if work < _SMALL_STEP else torch.get_num_threads()
+
+
+@contextmanager
+def _no_denormals() -> Iterator[None]:
+    """Numbers below 1e-38 are zeros for this thread: Adam's averages of silent latents sink there, and slow every step down.
+
+    The compiled path sees to its own threads; torch's other threads cannot be reached from here.
+    """
+    before = float(torch.tensor([1e-40]).mul(0.5)) == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 @contextmanager
