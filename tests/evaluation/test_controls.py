@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from cytosae import CytosaeError
+from cytosae import CytosaeError, TokenStore, load_sae, read_cells
 from cytosae.cells import cell_share_of_patches, estimate_cell
-from cytosae.evaluation import controlled_entropy, on_cell_share
+from cytosae.evaluation import controlled_entropy, measure_controls, on_cell_share
 
 
 def planted(n: int = 240, latents: int = 120, knows: float = 1.0, seed: int = 0):  # type: ignore[no-untyped-def]
@@ -147,3 +147,21 @@ def test_cells_that_stand_alone_are_the_plain_case() -> None:
     assert controlled_entropy(values, control, labels, frame=in_fields(120, 120)) == controlled_entropy(
         values, control, labels
     )
+
+
+def test_the_control_of_a_merged_index_is_of_the_cells_of_its_parts(demo_run: Path, tmp_path: Path) -> None:
+    """And of no others of the table."""
+    cells, store, sae = (
+        read_cells(demo_run / "cells.parquet"),
+        TokenStore(demo_run / "tokens"),
+        load_sae(demo_run / "sae"),
+    )
+    parts = [["label=basophil", "dataset=acevedo_pbc"], ["label=monocyte", "dataset=acevedo_pbc"]]
+    both = measure_controls(cells, store, sae, tmp_path / "a.json", wheres=parts)
+    same = measure_controls(
+        cells, store, sae, tmp_path / "b.json", where=["label=basophil,monocyte", "dataset=acevedo_pbc"]
+    )
+    assert both.pop("config") == {"wheres": parts, "seed": 0}
+    assert same.pop("config") == {"where": ["label=basophil,monocyte", "dataset=acevedo_pbc"], "seed": 0}
+    assert both == same
+    assert both["n_cells"] < len(cells.ok)

@@ -7,7 +7,7 @@ from cytosae.concepts._compare import agreement, compare_indices, draw_compariso
 from cytosae.concepts._draw import draw_maps, spread_map
 from cytosae.concepts._entropy import N_JUDGED, label_entropy
 from cytosae.concepts._explain import Explanation, explain, explain_pixels, rank_concepts, read_pixels
-from cytosae.concepts._index import KIND, VERSION, ConceptIndex, indexed_cells
+from cytosae.concepts._index import KIND, VERSION, ConceptIndex, indexed_cells, wheres_of
 from cytosae.concepts._landscape import active_jaccard, draw_landscape, landscape_numbers
 from cytosae.concepts._maps import (
     class_token_codes,
@@ -94,4 +94,5 @@ __all__ = [
     "region_shares",
     "relative_entropy",
     "spread_map",
+    "wheres_of",
 ]

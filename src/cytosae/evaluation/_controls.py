@@ -218,9 +218,12 @@ def measure_controls(
     out: Path | str,
     *,
     where: Sequence[str] = (),
+    wheres: Sequence[Sequence[str]] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure the control of the label entropy on some cells and write it as JSON; an equal record is kept.
+
+    `wheres` are the conditions of a merged index: cells that fulfil those of any of its parts. They take the place of `where`.
 
     Raises
     ------
@@ -229,13 +232,15 @@ def measure_controls(
     """
     out = Path(out)
     inputs = {"cells": cells.hash, "tokens": store.hash, "sae": sae.hash}
+    chosen = {"wheres": [list(w) for w in wheres]} if len(wheres) > 1 else {"where": list(*wheres or [where])}
     head = {"kind": "controls", "version": 2, "created_by": created_by(), "inputs": inputs,
-            "config": {"where": list(where), "seed": seed}}  # fmt: skip
+            "config": {**chosen, "seed": seed}}  # fmt: skip
     found = _read_record(out)
     if all(found.get(k) == v for k, v in head.items()):
         return found
-    frame = select(cells, where)
-    frame = frame[frame["label"].notna()]
+    ids = np.concatenate([select(cells, w)["cell_id"] for w in wheres or [where]])
+    frame = select(cells, [])
+    frame = frame[frame["cell_id"].isin(ids) & frame["label"].notna()]
     say("controls: random directions and shuffled labels")
     values, control = random_directions(sae, store, store.rows_of(frame["cell_id"].to_numpy()), seed)
     record = {

@@ -11,7 +11,7 @@ import markupsafe
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae._progress import say
-from cytosae.concepts import named_concepts
+from cytosae.concepts import named_concepts, wheres_of
 from cytosae.evaluation import TooFewCellsError, measure_controls
 from cytosae.reports._facts import about_run, quality
 from cytosae.reports._gallery import make_gallery
@@ -77,9 +77,9 @@ def _control(run: Run, seed: int) -> dict[str, Any] | None:
     if len(run.index.manifest["labels"]) < 2:
         say("report: no control of the label entropy, which needs cells of two labels")
         return None
-    where = run.index.manifest["config"]["where"]
+    wheres = wheres_of(run.index)
     try:
-        return measure_controls(run.cells, run.store, run.sae, run.folder / "controls.json", where=where, seed=seed)
+        return measure_controls(run.cells, run.store, run.sae, run.folder / "controls.json", wheres=wheres, seed=seed)
     except TooFewCellsError as error:
         say(f"report: no control of the label entropy: {error}")
         return None
