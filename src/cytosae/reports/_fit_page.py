@@ -34,7 +34,13 @@ def write_fit_page(folder: Path, sae: SparseAutoencoder) -> Path:
     """Write ``fit.html`` into an SAE folder, from its ``metrics.jsonl`` and ``sae.json``: curves, metrics, the recipe."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     info, metrics = sae.info, sae.info.get("metrics") or {}
-    sections = [Section("Training", "Each curve is one number of metrics.jsonl, every twenty steps.", _curves(lines))]
+    sections = [
+        Section(
+            "Training",
+            "Each curve is one number of metrics.jsonl, every twenty steps.",
+            _curves(lines, info["hyperparameters"].get("dead") == "auxk"),
+        )
+    ]
     if metrics:
         text = f"On {info['n_cells_heldout']:,} cells outside the training part, {metrics['n_tokens']:,} tokens, in inference mode."
         sections.append(Section("What it is worth", text, header=("metric", "value"), rows=_metric_rows(metrics)))
@@ -46,7 +52,11 @@ def write_fit_page(folder: Path, sae: SparseAutoencoder) -> Path:
               for k, value in info["hyperparameters"].items()]  # fmt: skip
     sections.append(Section("Recipe", header=("field", "value"), rows=recipe))
     title = f"A dictionary of {sae.n_latents:,} latents"
-    lead = f"Recipe {info['recipe']}, trained on {info['n_tokens_train']:,} tokens of {info['n_cells_train']:,} cells, seed {info['seed']}."
+    views = f" in {info['n_views']} views" if info.get("n_views", 1) > 1 else ""
+    lead = (
+        f"Recipe {info['recipe']}, trained on {info['n_tokens_train']:,} tokens of {info['n_cells_train']:,} cells{views}, "
+        f"seed {info['seed']}."
+    )
     return _write(folder / "fit.html", title, lead, sections)
 
 
@@ -88,15 +98,21 @@ def _text(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _curves(lines: Sequence[dict[str, float]]) -> markupsafe.Markup:
+def _curves(lines: Sequence[dict[str, float]], dead: bool) -> markupsafe.Markup:
     tokens = [line["tokens"] / 1e6 for line in lines]
     figure, (left, middle, right) = figure_of(11, 3.2, 3)
-    left.plot(tokens, [line["error"] for line in lines], color=_COLOURS[0])
-    left.set(yscale="log", title="error in training", xlabel="million tokens")
+    error = [line["error"] for line in lines]
+    shown = error[len(error) // 100 :]  # the start is far above the rest, which would be one flat line beside it
+    left.plot(tokens, error, color=_COLOURS[0])
+    left.set(
+        yscale="log", title="error in training", xlabel="million tokens", ylim=(0.9 * min(shown), 1.2 * max(shown))
+    )
     middle.plot(tokens, [line["l0"] for line in lines], color=_COLOURS[1])
     middle.set(title="active latents a token", xlabel="million tokens", ylim=(0, None))
     right.plot(tokens, [line["n_dead"] for line in lines], color=_COLOURS[2])
-    right.set(title="dead latents", xlabel="million tokens", ylim=(0, None))
+    right.set(
+        title="latents counted as dead for AuxK" if dead else "silent latents", xlabel="million tokens", ylim=(0, None)
+    )
     return to_svg(figure)
 
 
