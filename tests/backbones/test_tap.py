@@ -15,6 +15,7 @@ from cytosae.backbones import (
     layer_text,
     parse_layer,
     probe,
+    same_layer,
     why_not_compiled,
 )
 from small_vit import small_vit
@@ -110,3 +111,13 @@ def test_only_what_an_artifact_can_hold_is_known() -> None:
     for value in (None, True, "5", 2.5, [], [5, 8], [[5]], [[5, 0]], [[5, -1]], [[5.5, 1]], [["5", 1]], [[5, float("inf")]],
                   [[True, 1]], {"a": 1}, [[0, 1]] * 9):  # fmt: skip
         assert known_layer(value) is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "depth", "same"),
+    [(-2, 10, 12, True), (10, -2, 12, True), (-2, 10, None, False), (-2, -2, None, True), (-2, 9, 12, False),
+     (-2, 10, 24, False), (22, 10, 12, False), ([[5, 4.0], [10, 1.0]], 10, 12, False), (None, 10, 12, False),
+     ([[5, 4.0], [10, 1.0]], [[5, 4.0], [10, 1.0]], 12, True)],
+)  # fmt: skip
+def test_a_block_counted_from_the_end_is_the_one_counted_from_the_start(a: Any, b: Any, depth: Any, same: bool) -> None:
+    assert same_layer(a, b, depth) is same

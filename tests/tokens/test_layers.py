@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cytosae import CytosaeError, extract_tokens, fit, index_concepts, splice
+from cytosae import CytosaeError, SparseAutoencoder, extract_tokens, fit, index_concepts, splice
 from cytosae.backbones import Backbone, layer_option
 from cytosae.cells import Cells, decode_image
 from cytosae.concepts import backbone_of, check_tokens, explain_pixels
@@ -161,3 +161,18 @@ def test_the_command_line_keeps_several_blocks(cli: Callable[..., Any], few: Cel
     assert bad.returncode == 2
     assert "several side by side (5,8,10)" in bad.stderr
     assert not (tmp_path / "bad").exists()
+
+
+def test_the_same_block_named_in_another_way_is_the_same(backbone: Backbone, few: Cells, tmp_path: Path) -> None:
+    last_but_one = extract_tokens(few, backbone, tmp_path / "a")
+    by_number = extract_tokens(few, backbone, tmp_path / "b", layer=backbone.depth - 2)
+    other = extract_tokens(few, backbone, tmp_path / "c", layer=0)
+    d = last_but_one.d_in
+    m = last_but_one.manifest
+    info = {key: m[key] for key in ("backbone", "layer", "preprocessing")}
+    sae = SparseAutoencoder(torch.eye(d), torch.zeros(d), torch.eye(d), torch.zeros(d), info=info)
+    check_tokens(sae, last_but_one)
+    check_tokens(sae, by_number)
+    assert torch.equal(by_number.read(np.arange(2)), last_but_one.read(np.arange(2)))
+    with pytest.raises(CytosaeError, match="are of block 0, but the dictionary reads block -2"):
+        check_tokens(sae, other)

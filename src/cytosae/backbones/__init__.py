@@ -6,7 +6,7 @@ from cytosae.backbones._compile import why_not_compiled
 from cytosae.backbones._packaged import packaged_weights
 from cytosae.backbones._preprocess import Preprocessing, to_input
 from cytosae.backbones._registry import BACKBONES, BackboneInfo, load_backbone
-from cytosae.backbones._tap import Layer, Tap, known_layer, layer_option, layer_text, parse_layer
+from cytosae.backbones._tap import Layer, Tap, known_layer, layer_option, layer_text, parse_layer, same_layer
 from cytosae.backbones._vit import Backbone, probe
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "packaged_weights",
     "parse_layer",
     "probe",
+    "same_layer",
     "to_input",
     "unpack_difference",
     "why_not_compiled",

@@ -117,6 +117,13 @@ def layer_option(layer: Layer) -> str:
     return ",".join(str(part) if isinstance(part, int) else f"{int(part[0])}x{part[1]:g}" for part in layer)
 
 
+def same_layer(a: Layer | None, b: Layer | None, depth: int | None) -> bool:
+    """Whether two ways to name blocks name the same: of a backbone of 12 blocks, -2 is 10. `depth` None: not known."""
+    if depth is not None:
+        a, b = (layer % depth if isinstance(layer, int) and -depth <= layer < depth else layer for layer in (a, b))
+    return a == b
+
+
 def layer_text(layer: Layer | None) -> str:
     """For people: ``block -2``, ``blocks 5 (times 4), 8 (times 2) and 10 side by side``, or ``block not known``."""
     if layer is None:

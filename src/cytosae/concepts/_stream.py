@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from cytosae._errors import CytosaeError
-from cytosae.backbones import Backbone, Layer, layer_option, layer_text, load_backbone
+from cytosae.backbones import Backbone, Layer, layer_option, layer_text, load_backbone, same_layer
 from cytosae.sae import SparseAutoencoder
 from cytosae.storage import hash_file
 from cytosae.tokens import TokenStore, encode_images
@@ -147,7 +147,9 @@ def check_tokens(sae: SparseAutoencoder, store: TokenStore) -> None:
         wanted, found = sae.info.get(key), store.manifest.get(key)
         if key == "backbone" and wanted and found:  # a renamed file is the same backbone
             wanted, found = ({k: v for k, v in record.items() if k != "file"} for record in (wanted, found))
-        if key == "layer" and wanted is not None and found is not None and wanted != found:
+        if key == "layer" and wanted is not None and found is not None:
+            if same_layer(wanted, found, store.manifest.get("depth")):
+                continue
             raise CytosaeError(
                 f"The tokens are of {layer_text(found)}, but the dictionary reads {layer_text(wanted)}; extract them again with "
                 f"--layer {layer_option(wanted)}."

@@ -130,6 +130,7 @@ def extract_tokens(
             "d_in": backbone.width(layer),
             "dtype": store,
             "layer": layer,
+            "depth": backbone.depth,
             "backbone": backbone.record,
             "preprocessing": backbone.preprocessing.as_dict(),
             "precision": backbone.precision,
