@@ -175,8 +175,8 @@ def test_a_blend_that_would_be_ignored_is_refused() -> None:
 
 
 def test_auxk_grows_with_the_codes_a_token_and_is_written_down_as_used() -> None:
-    took = {k: override("default", [f"k={k}"]).n_aux for k in (1, 32, 33, 128)}
-    assert took == {1: 256, 32: 256, 33: 264, 128: 1024}
+    took = {k: override("default", [f"k={k}"]).n_aux for k in (1, 32, 64, 65, 128)}
+    assert took == {1: 256, 32: 256, 64: 256, 65: 520, 128: 1024}
     assert override("default", ["k=128"]).as_dict()["aux_k"] == 1024
     assert override("default", ["k=128", "aux_k=64"]).as_dict()["aux_k"] == 64
     bundled = load_sae("default").info["hyperparameters"]

@@ -77,8 +77,8 @@ class Recipe:
     dead_after
         Tokens without a code after which a latent counts as dead (steps, where a step takes whole cells).
     aux_k, aux_weight
-        AuxK: dead latents that reconstruct the residual of a token (0: eight for each code, ``max(256, 8 k)``), and the weight
-        of that loss (0: no AuxK).
+        AuxK: dead latents that reconstruct the residual of a token (0: 256, and ``8 k`` where k is above 64), and the
+        weight of that loss (0: no AuxK).
     resample_every
         Steps between two resamplings of dead latents.
     products
@@ -166,8 +166,8 @@ class Recipe:
 
     @property
     def n_aux(self) -> int:
-        """Dead latents that AuxK takes for a token: with many codes a token, few of the dead would get a share of 256."""
-        return self.aux_k or max(256, 8 * self.k)
+        """Dead latents that AuxK takes for a token. With 128 codes a token, 256 left 8% of the latents dead, 1,024 5%."""
+        return self.aux_k or (256 if self.k <= 64 else 8 * self.k)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `sae.json`; `aux_k` as it is used."""
