@@ -52,16 +52,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", default="384x3072x256")
-    parser.add_argument("--as-before", action="store_true", help="do not set the mode that `fit` sets")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    torch.set_flush_denormal(not arguments.as_before)
-    paths: dict[str, Any] = {"portable-float32": PortablePath()}
+    flushes = [("", True), (", small numbers kept", False)]
+    paths: dict[str, tuple[Any, bool]] = {f"portable-float32{name}": (PortablePath(), on) for name, on in flushes}
     if native_library() is not None:
-        native = NativePath()
-        paths[native.name] = native
+        for name, on in flushes:
+            native = NativePath(lib=native_library() if on else native_library("-DCYTOSAE_KEEP_DENORMALS"))
+            paths[native.name + name] = native, on
     record: dict[str, Any] = {"machine": machine(), "size": arguments.size, "rounds": arguments.rounds}
-    for name, path in paths.items():
+    for name, (path, on) in paths.items():
+        torch.set_flush_denormal(on)  # as `fit` does
         ratios = [
             seconds(path, arguments.size, 1e-42) / seconds(path, arguments.size, 1e-12) for _ in range(arguments.rounds)
         ]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,8 +11,9 @@ import pytest
 import torch
 
 from cytosae import CytosaeError, TokenStore, load_sae, read_cells
-from cytosae.cells import cell_share_of_patches, estimate_cell
+from cytosae.cells import cell_share_of_patches, estimate_cell, select
 from cytosae.evaluation import controlled_entropy, measure_controls, on_cell_share
+from cytosae.reports._report import _control
 
 
 def planted(n: int = 240, latents: int = 120, knows: float = 1.0, seed: int = 0):  # type: ignore[no-untyped-def]
@@ -165,3 +168,22 @@ def test_the_control_of_a_merged_index_is_of_the_cells_of_its_parts(demo_run: Pa
     assert same.pop("config") == {"where": ["label=basophil,monocyte", "dataset=acevedo_pbc"], "seed": 0}
     assert both == same
     assert both["n_cells"] < len(cells.ok)
+
+
+def test_a_reports_control_takes_the_cells_of_a_merged_index(demo_run: Path, tmp_path: Path) -> None:
+    parts = [["label=basophil", "dataset=acevedo_pbc"], ["label=monocyte", "dataset=acevedo_pbc"]]
+    config: dict[str, Any] = {"merged": True, "where": [], "wheres": parts}
+    manifest = {"labels": ["basophil", "monocyte"], "config": config}
+    cells = read_cells(demo_run / "cells.parquet")
+    run: Any = SimpleNamespace(
+        index=SimpleNamespace(manifest=manifest, folder=tmp_path), cells=cells, folder=tmp_path,
+        store=TokenStore(demo_run / "tokens"), sae=load_sae(demo_run / "sae"),
+    )  # fmt: skip
+    found = _control(run, 0)
+    assert found is not None
+    assert found["n_cells"] == len(select(cells, ["label=basophil,monocyte", "dataset=acevedo_pbc"]))
+    (tmp_path / "controls.json").unlink()
+    del config["wheres"]
+    with pytest.raises(CytosaeError, match="merge them again"):
+        _control(run, 0)
+    assert not (tmp_path / "controls.json").exists(), "and not measured on the whole table"

@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -229,6 +230,10 @@ def test_a_dictionary_of_another_block_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CytosaeError, match="is of block 10, but the tokens in dinov2-s are of block -2"):
         import_sae(FILES / "dl-topk", tmp_path / "sae", belongs=belonging(6, -2))
     assert import_sae(FILES / "dl-topk", tmp_path / "sae", belongs=belonging(6, -2), layer=-2).info["layer"] == -2
+    knows = replace(belonging(6, -2), depth=12)
+    assert import_sae(FILES / "dl-topk", tmp_path / "same", belongs=knows).info["layer"] == -2, "10 of 12 is -2"
+    with pytest.raises(CytosaeError, match="is of block 10"):
+        import_sae(FILES / "dl-topk", tmp_path / "other", belongs=replace(belonging(6, -2), depth=24))
 
 
 def test_the_backbone_it_is_for_is_recorded(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from cytosae import SparseAutoencoder, TokenStore, extract_tokens, fit, index_concepts
 from cytosae._errors import UsageError
 from cytosae.cells import Cells, build_cells, bundled_path
+from cytosae.reports._fit_page import write_fit_page
 from cytosae.tokens import TokenStream, turned
 from cytosae.training import override
 from cytosae.training._fit import _stream
@@ -135,3 +136,11 @@ def test_the_manifest_says_how_many_views(few_cells: Cells, tmp_path: Path) -> N
     assert manifest["config"]["views"] == manifest["n_views"] == 2
     stored(few_cells, tmp_path / "p")
     assert "n_views" not in json.loads((tmp_path / "p" / "manifest.json").read_text())
+
+
+def test_the_page_of_a_training_names_the_views(few_cells: Cells, tmp_path: Path) -> None:
+    store = stored(few_cells, tmp_path / "t", views=2)
+    recipe = override("small", ["presentations=4000", "expansion=2", "background=1", "batch=16", "k=1"])
+    trained = fit(store, few_cells, recipe, tmp_path / "sae", where=(), heldout=())
+    page = write_fit_page(tmp_path / "sae", trained).read_text()
+    assert "trained on 384 tokens of 12 cells in 2 views" in page

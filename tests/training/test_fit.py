@@ -179,6 +179,7 @@ def test_auxk_grows_with_the_codes_a_token_and_is_written_down_as_used() -> None
     assert took == {1: 256, 32: 256, 64: 256, 65: 520, 128: 1024}
     assert override("default", ["k=128"]).as_dict()["aux_k"] == 1024
     assert override("default", ["k=128", "aux_k=64"]).as_dict()["aux_k"] == 64
+    assert override("default", ["aux_k=0"]).n_aux == 0, "off"
     bundled = load_sae("default").info["hyperparameters"]
     assert bundled == override("default").as_dict(), "the packaged dictionary is made by the recipe of its name"
 
@@ -205,4 +206,4 @@ def test_silent_latents_keep_no_averages_too_small_for_normal_numbers(
         assert silent.any(), "some latents have been silent for a thousand steps"
         smallest = average.abs()[average != 0].min() if bool((average != 0).any()) else torch.tensor(1.0)
         assert float(smallest) >= torch.finfo(torch.float32).tiny
-    assert float(torch.tensor([1e-40]).mul(0.5)) > 0
+    assert float(torch.full((400_000,), 1e-40).mul(0.5).min()) > 0, "of no thread"

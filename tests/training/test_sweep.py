@@ -70,6 +70,8 @@ def test_the_page_of_a_dictionary_shows_curves_metrics_and_the_histogram(table: 
     folder = table / "sweep" / "k-2_seed-0"
     page = (folder / "fit.html").read_text()
     assert page.count("<svg") == 2
+    assert "latents counted as dead for AuxK" in page
+    assert " views" not in page
     metrics = load_sae(folder).info["metrics"]
     assert f"{metrics['fvu']:.4f}" in page
     histogram = metrics["frequency_histogram"]

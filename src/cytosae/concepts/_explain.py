@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from cytosae._errors import CytosaeError
-from cytosae.backbones import Backbone, Layer
+from cytosae.backbones import Backbone, Layer, same_layer
 from cytosae.cells import UnreadableImageError, cell_share_of_patches, decode_image, estimate_cell
 from cytosae.concepts._bundle import Bundle, load_bundle
 from cytosae.concepts._index import ConceptIndex
@@ -214,7 +214,9 @@ def _reference_of(backbone: Backbone, layer: Layer) -> Reference | None:
     except CytosaeError:
         return None
     wanted = reference.manifest.get("backbone") or {}
-    fits = wanted.get("sha256") == backbone.weights_sha256 and reference.manifest.get("layer") == layer
+    fits = wanted.get("sha256") == backbone.weights_sha256 and same_layer(
+        reference.manifest.get("layer"), layer, backbone.depth
+    )
     return reference if fits else None
 
 

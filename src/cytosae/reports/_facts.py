@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cytosae.backbones import layer_text
-from cytosae.concepts import indexed_cells
+from cytosae.concepts import indexed_cells, wheres_of
 from cytosae.patients import trained_among
 from cytosae.reports._run import Run
 from cytosae.storage import created_by
@@ -132,7 +132,11 @@ def _provenance(run: Run) -> list[Fact]:
             f"{layer_text(run.store.manifest['layer'])}, {run.store.manifest['precision']}, kept as {run.store.dtype}",
         ),
         Fact("sae", run.sae.hash, _origin(info)),
-        Fact("index", run.index.hash, "cells: " + (", ".join(run.index.manifest["config"]["where"]) or "all")),
+        Fact(
+            "index",
+            run.index.hash,
+            "cells: " + " or ".join(", ".join(where) or "all" for where in wheres_of(run.index)),
+        ),
     ]
     recipe = ", ".join(f"{k} {v}" for k, v in info["hyperparameters"].items() if k != "name")
     return [*facts, Fact("hyperparameters", recipe or "not known")]

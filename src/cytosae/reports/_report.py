@@ -11,7 +11,7 @@ import markupsafe
 
 from cytosae._errors import CytosaeError, UsageError
 from cytosae._progress import say
-from cytosae.concepts import named_concepts, wheres_of
+from cytosae.concepts import indexed_cells, named_concepts, wheres_of
 from cytosae.evaluation import TooFewCellsError, measure_controls
 from cytosae.reports._facts import about_run, quality
 from cytosae.reports._gallery import make_gallery
@@ -77,6 +77,7 @@ def _control(run: Run, seed: int) -> dict[str, Any] | None:
     if len(run.index.manifest["labels"]) < 2:
         say("report: no control of the label entropy, which needs cells of two labels")
         return None
+    indexed_cells(run.index, run.cells)  # refuses an index that does not know its cells
     wheres = wheres_of(run.index)
     try:
         return measure_controls(run.cells, run.store, run.sae, run.folder / "controls.json", wheres=wheres, seed=seed)

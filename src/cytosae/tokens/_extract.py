@@ -88,7 +88,7 @@ def extract_tokens(
     check_mode(compile)
     if not 1 <= views <= VIEWS:
         raise UsageError(
-            f"--views {views} is not possible: a cell has {VIEWS} (four quarter turns, each also mirrored)."
+            f"--views {views} is not possible: a cell has {VIEWS} (four quarter turns, each also mirrored); give 1 to {VIEWS}."
         )
     layer = balanced(backbone, layer)
     kept = Kept.of(backbone.token_kinds, keep, patches, seed, backbone.name)
@@ -232,7 +232,7 @@ def _check_room(folder: Path, needed: int) -> None:
     if needed > free:
         raise CytosaeError(
             f"The tokens still to be written take {needed / 1e9:.2f} GB, but {folder.parent} has {free / 1e9:.2f} GB free; "
-            "free some space, or keep less of each cell (--keep, --patches, --store float16)."
+            "free some space, or keep less of each cell (--keep, --patches, --views, --store float16)."
         )
 
 

@@ -100,7 +100,7 @@ class TokenStore:
 
     @property
     def shards(self) -> list[npt.NDArray[Any]]:
-        """The shards mapped into memory, each [rows, n_tokens, d_in] (bfloat16 as its bits, int16)."""
+        """The shards mapped into memory, each [rows, n_tokens, d_in] (bfloat16 as its bits, int16), further views behind all cells."""
         shape = (-1, self.n_tokens, self.d_in)
         return [np.memmap(self.folder / n, dtype=STORED[self.dtype], mode="r").reshape(shape) for n in self._names]
 

@@ -262,10 +262,12 @@ def training_threads(recipe: Recipe, d_in: int, n_blocks: int = 1) -> int:
 
 @contextmanager
 def _no_denormals() -> Iterator[None]:
-    """Numbers below 1e-38 are zeros for this thread: Adam's averages of silent latents sink there, and slow every step down.
+    """Numbers below 1e-38 are zeros: Adam's averages of silent latents sink there, and slow every step down.
 
-    The compiled path sees to its own threads; torch's other threads cannot be reached from here.
+    For this thread and those of the compiled path; which of torch's others follow is not promised. They are started first, since
+    one that starts in this mode would keep it.
     """
+    torch.ones(1 << 20).mul_(0.5)
     before = float(torch.tensor([1e-40]).mul(0.5)) == 0
     torch.set_flush_denormal(True)
     try:

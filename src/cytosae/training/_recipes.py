@@ -77,8 +77,8 @@ class Recipe:
     dead_after
         Tokens without a code after which a latent counts as dead (steps, where a step takes whole cells).
     aux_k, aux_weight
-        AuxK: dead latents that reconstruct the residual of a token (0: 256, and ``8 k`` where k is above 64), and the
-        weight of that loss (0: no AuxK).
+        AuxK: dead latents that reconstruct the residual of a token (-1: 256, and ``8 k`` where k is above 64; 0: no
+        AuxK), and the weight of that loss.
     resample_every
         Steps between two resamplings of dead latents.
     products
@@ -114,7 +114,7 @@ class Recipe:
     normalise: str = "after"
     dead: str = "auxk"
     dead_after: int = 10_000
-    aux_k: int = 0
+    aux_k: int = -1
     aux_weight: float = 1.0
     resample_every: int = 500
     products: str = "auto"
@@ -149,7 +149,7 @@ class Recipe:
             "normalise": self.normalise in ("after", "before"),
             "dead": self.dead in ("auxk", "ghost", "resample", "nothing"),
             "dead_after": self.dead_after >= 1,
-            "aux_k": self.aux_k >= 0,
+            "aux_k": self.aux_k >= -1,
             "aux_weight": 0 <= self.aux_weight < math.inf,
             "resample_every": self.resample_every >= 1,
             "products": self.products in ("auto", "float32", "bfloat16"),
@@ -167,7 +167,9 @@ class Recipe:
     @property
     def n_aux(self) -> int:
         """Dead latents that AuxK takes for a token. With 128 codes a token, 256 left 8% of the latents dead, 1,024 5%."""
-        return self.aux_k or (256 if self.k <= 64 else 8 * self.k)
+        if self.aux_k >= 0:
+            return self.aux_k
+        return 256 if self.k <= 64 else 8 * self.k
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `sae.json`; `aux_k` as it is used."""

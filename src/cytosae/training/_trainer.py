@@ -158,7 +158,7 @@ class Trainer:
         terms = [Term(codes, g_y, self.model.bounds, self.model.l1 / len(x))]
         dead = torch.nonzero(self.silent > r.dead_after).flatten()
         extra = None
-        if len(dead) and r.dead == "auxk" and r.aux_weight:
+        if len(dead) and r.dead == "auxk" and r.n_aux and r.aux_weight:
             aux = AuxK(r.n_aux, r.aux_weight, self.error.variance)
             losses["aux"], term = auxiliary_term(self.path, centred, residual, w, dead, aux)
             terms.append(term)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cytosae._errors import CytosaeError, UsageError
-from cytosae.backbones import Layer, known_layer, layer_option, layer_text
+from cytosae.backbones import Layer, known_layer, layer_option, layer_text, same_layer
 from cytosae.sae._io import KIND, VERSION, load_sae, save_sae
 from cytosae.sae._model import SparseAutoencoder
 from cytosae.sae.formats import _own, _saelens
@@ -44,6 +44,8 @@ class Belonging:
         As a token store keeps them.
     layer
         The block; None where only the backbone is known.
+    depth
+        Blocks of the backbone; None where that is not known.
     """
 
     name: str
@@ -52,12 +54,15 @@ class Belonging:
     preprocessing: dict[str, Any]
     precision: str
     layer: Layer | None = None
+    depth: int | None = None
 
     @staticmethod
     def of_tokens(store: TokenStore) -> Belonging:
         """What a token store says of itself."""
         m = store.manifest
-        return Belonging(str(store.folder), store.d_in, m["backbone"], m["preprocessing"], m["precision"], m["layer"])
+        return Belonging(
+            str(store.folder), store.d_in, m["backbone"], m["preprocessing"], m["precision"], m["layer"], m.get("depth")
+        )
 
     @staticmethod
     def of_backbone(backbone: Backbone, layer: Layer | None = None) -> Belonging:
@@ -179,7 +184,11 @@ def import_sae(
                 f"{source} is a dictionary of {sae.d_in} numbers a token, but {belongs.name} has {belongs.d_in}; it belongs to "
                 "another backbone."
             )
-        if belongs.layer is not None and info["layer"] not in (None, belongs.layer):
+        if (
+            belongs.layer is not None
+            and info["layer"] is not None
+            and not same_layer(info["layer"], belongs.layer, belongs.depth)
+        ):
             raise CytosaeError(
                 f"{source} is of {layer_text(info['layer'])}, but the tokens in {belongs.name} are of {layer_text(belongs.layer)}; "
                 f"extract those of its block, or say --layer {layer_option(belongs.layer)} where both name the same one."

@@ -42,7 +42,7 @@ const float kRootTwelve = std::sqrt(12.0f);
 // within 800 steps and stay, and arithmetic with them is many times slower. Beside Adam's epsilon they move no weight.
 class NoDenormals {
  public:
-#if CYTOSAE_BITS
+#if CYTOSAE_BITS && !defined(CYTOSAE_KEEP_DENORMALS)
   NoDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
   ~NoDenormals() { _mm_setcsr(before_); }
 
