@@ -3,7 +3,8 @@
 Usage: ``python benchmarks/bench_silent.py [--rounds 5] [--size 384x3072x256]``
 
 Adam's averages of a latent without a gradient shrink below 1e-38 and stay there; processors compute with such numbers many
-times more slowly. Steps with averages of 1e-42 and of 1e-12 run in turn, one thread; ratios are of one round.
+times more slowly. Steps with averages of 1e-42 and of 1e-12 run in turn, one thread; ratios are of one round. Each path is timed as
+it is, and as it would be if such numbers were kept.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from cytosae.cells._merge import merge_cells
 from cytosae.cells._page import write_page
 from cytosae.cells._resize import read_resized
 from cytosae.cells._split import parse_parts, split_cells
-from cytosae.cells._table import BUNDLED_ROOT, SCHEMA, Cells, read_cells, select, write_cells
+from cytosae.cells._table import BUNDLED_ROOT, SCHEMA, Cells, read_cells, select, select_any, write_cells
 from cytosae.cells.layouts import LAYOUTS, LayoutOptions, image_paths
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "read_cells",
     "read_resized",
     "select",
+    "select_any",
     "split_cells",
     "write_cells",
     "write_page",

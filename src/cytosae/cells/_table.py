@@ -122,3 +122,9 @@ def select(cells: Cells, where: Sequence[str]) -> pd.DataFrame:
             f"No usable cell fulfils {' and '.join(where) or 'the selection'}; look at the table's columns and values."
         )
     return frame
+
+
+def select_any(cells: Cells, wheres: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """Rows, in the order of the table, that fulfil all conditions of at least one of several lists; errors as in `select`."""
+    chosen = pd.concat([select(cells, where)["cell_id"] for where in wheres])
+    return cells.ok[cells.ok["cell_id"].isin(chosen)].reset_index(drop=True)

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cytosae._errors import CytosaeError, UsageError
-from cytosae.cells import Cells, select
+from cytosae.cells import Cells, select_any
 from cytosae.concepts._statistics import ConceptStatistics
 from cytosae.storage import read_manifest, read_table, write_table
 
@@ -34,9 +34,7 @@ def indexed_cells(index: ConceptIndex, cells: Cells) -> pd.DataFrame:
     """
     if index.manifest["config"].get("merged") and "wheres" not in index.manifest["config"]:
         raise CytosaeError(f"{index.folder} does not say which cells its parts had; merge them again.")
-    parts = [select(cells, where)["cell_id"] for where in wheres_of(index)]
-    usable = select(cells, [])
-    return usable[usable["cell_id"].isin(np.concatenate(parts))].reset_index(drop=True)
+    return select_any(cells, wheres_of(index))
 
 
 class ConceptIndex:

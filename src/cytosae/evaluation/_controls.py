@@ -21,7 +21,7 @@ import torch
 
 from cytosae._errors import CytosaeError
 from cytosae._progress import say
-from cytosae.cells import Cells, select
+from cytosae.cells import Cells, select_any
 from cytosae.concepts import N_JUDGED
 from cytosae.concepts._shown import shown_exemplars
 from cytosae.evaluation._split import linked_cells
@@ -238,9 +238,8 @@ def measure_controls(
     found = _read_record(out)
     if all(found.get(k) == v for k, v in head.items()):
         return found
-    ids = np.concatenate([select(cells, w)["cell_id"] for w in wheres or [where]])
-    frame = select(cells, [])
-    frame = frame[frame["cell_id"].isin(ids) & frame["label"].notna()]
+    frame = select_any(cells, wheres or [where])
+    frame = frame[frame["label"].notna()]
     say("controls: random directions and shuffled labels")
     values, control = random_directions(sae, store, store.rows_of(frame["cell_id"].to_numpy()), seed)
     record = {
